@@ -1,0 +1,98 @@
+"""Who can run a call, who does, and why not the others.
+
+A backend is a module with `unavailable(request) -> str | None`, the reason why it can't serve a request. Those in
+`KERNELS` implement the operators' `forward` and `backward`; `torch` is `torch.nn.LSTM`'s own path and differentiates
+itself, so it is called above the operators.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch as _torch
+
+from . import cpu, reference, torch
+
+NAMES = ("auto", "cuda", "triton", "cpu", "torch", "reference")
+KERNELS = {"reference": reference, "cpu": cpu}
+RECOMPUTE = ("none", "gates", "auto")
+
+_NOT_YET = {
+    "cuda": "its recurrent kernels are not part of this version",
+    "triton": "its kernels are not part of this version",
+}
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for cannot run this call; the message says why."""
+
+
+class Request(NamedTuple):
+    """What a call needs of a backend: sizes as in `lstmvid.ops.lstm_sequence`; `input_size` is None without input."""
+
+    device: str
+    dtype: _torch.dtype
+    steps: int = 1
+    batch: int = 1
+    input_size: int | None = 1
+    hidden_size: int = 1
+    num_layers: int = 1
+    groups: int = 1
+    peephole: bool = False
+    lengths: bool = False
+    packed: bool = False  # the lengths come as a PackedSequence
+    all_cells: bool = False
+    recompute: str = "auto"
+    proj_size: int = 0
+
+
+def unavailable(name: str, request: Request) -> str | None:
+    """Why backend `name` can't serve the request, or None if it can."""
+    if name in _NOT_YET:
+        return _NOT_YET[name]
+    if name == "cpu":
+        return cpu.unavailable(request)
+    if name == "torch":
+        return torch.unavailable(request)
+    return "it has no projections (proj_size)" if request.proj_size else None
+
+
+def _preference(request: Request) -> tuple[str, ...]:
+    """Backends in the order of their measured speed for this shape, device and dtype (docs/performance.md)."""
+    if request.device == "cpu":
+        return ("cpu", "torch", "reference")
+    return ("torch", "reference")
+
+
+def resolve(backend: str, request: Request) -> str:
+    """The backend that runs the request: the one named, or for `"auto"` the fastest that can.
+
+    Depends on the request alone, so the same call always gets the same backend, and with it the same bits.
+
+    Raises:
+        ValueError: no backend or recompute mode has that name.
+        BackendUnavailable: the one named can't run it, or none can; the message has the reason.
+    """
+    if backend not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {backend!r}")
+    if request.recompute not in RECOMPUTE:
+        raise ValueError(f"recompute must be one of {', '.join(RECOMPUTE)}, got {request.recompute!r}")
+    if backend != "auto":
+        reason = unavailable(backend, request)
+        if reason is not None:
+            raise BackendUnavailable(f"backend {backend!r} can't run this call: {reason}")
+        return backend
+    reasons = []
+    for name in _preference(request):
+        reason = unavailable(name, request)
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise BackendUnavailable("no backend can run this call: " + "; ".join(reasons))
+
+
+def report(device: str = "cpu", dtype: _torch.dtype = _torch.float32) -> list[tuple[str, bool, str]]:
+    """(name, available, reason) of each backend for a plain LSTM on that device; the reason is empty if available."""
+    request = Request(device=device, dtype=dtype)
+    reasons = [(name, unavailable(name, request)) for name in NAMES[1:]]
+    return [(name, reason is None, reason or "") for name, reason in reasons]

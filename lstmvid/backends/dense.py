@@ -1,0 +1,36 @@
+"""The dense products around a recurrence, by library GEMM, over all steps at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _one_dnn_serves(x: Tensor) -> bool:
+    # In float32 torch's own products go to MKL, which reaches half of oneDNN's speed on AMD processors
+    # (docs/performance.md); in bfloat16 both are oneDNN.
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x [..., K] @ weight [N, K]^T + bias [N]`."""
+    if _one_dnn_serves(x) and weight.numel() > 0:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def input_gradient(grad_gates: Tensor, weight_ih: Tensor) -> Tensor:
+    """`dx [T, B, D]` of a projection, from `grad_gates [T, B, 4H]`."""
+    return linear(grad_gates, weight_ih.t().contiguous())
+
+
+def weight_gradient(grad_gates: Tensor, operand: Tensor) -> Tensor:
+    """`[4H, K]`: the sum over steps and batch of `grad_gates [T, B, 4H]` times `operand [T, B, K]`."""
+    return linear(grad_gates.flatten(0, -2).t().contiguous(), operand.flatten(0, -2).t().contiguous())

@@ -1,0 +1,8 @@
+"""Sequences of frames as tensors, time first; nothing in here knows of models."""
+
+from __future__ import annotations
+
+from lstmvid.data.digits import load_digits, split_digits
+from lstmvid.data.moving_mnist import MovingMNIST, read_moving_mnist, trajectories
+
+__all__ = ["MovingMNIST", "load_digits", "read_moving_mnist", "split_digits", "trajectories"]

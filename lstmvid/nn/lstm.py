@@ -1,0 +1,186 @@
+"""`lstmvid.LSTM`: `torch.nn.LSTM`, faster where a kernel of ours is, and with peepholes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from .. import backends
+from ..backends import Request
+from ..ops import LayerWeights, lstm_sequence
+
+State = tuple[Tensor, Tensor]
+
+
+class LSTM(nn.LSTM):
+    """A drop-in for `torch.nn.LSTM`: same arguments, parameters, initialisation, shapes, errors and state_dict.
+
+    Args:
+        peephole: add `weight_peephole_l{k}{_reverse}` of shape `(3*H,)`, order i, f, o, zeros at first: the input and
+            forget gates see the cell state before the step, the output gate the one after it.
+        backend: `"auto"`, the fastest one that can run the call; or `"cuda"`, `"triton"`, `"cpu"`, `"torch"`
+            (`torch.nn.LSTM`'s own path: cuDNN, oneDNN), `"reference"`. One that is named and can't run the call
+            raises `lstmvid.BackendUnavailable` with the reason.
+        recompute: whether backward reads saved gates (`"none"`), computes them again (`"gates"`), or what suits.
+
+    The other arguments, the shapes and the errors are `torch.nn.LSTM`'s.
+    """
+
+    # On the class, so that an nn.LSTM that is given this class has them too.
+    peephole: bool = False
+    backend: str = "auto"
+    recompute: str = "auto"
+
+    def __init__(self, *args, peephole: bool = False, backend: str = "auto", recompute: str = "auto", **kwargs) -> None:
+        if backend not in backends.NAMES:
+            raise ValueError(f"backend must be one of {', '.join(backends.NAMES)}, got {backend!r}")
+        if recompute not in backends.RECOMPUTE:
+            raise ValueError(f"recompute must be one of {', '.join(backends.RECOMPUTE)}, got {recompute!r}")
+        super().__init__(*args, **kwargs)
+        if peephole and self.proj_size:
+            raise ValueError("peephole=True does not go together with proj_size")
+        self.peephole, self.backend, self.recompute = peephole, backend, recompute
+        if peephole:
+            # After nn.LSTM drew its own: peepholes change none of these draws.
+            for suffix in self._suffixes():
+                weight = self.get_parameter(f"weight_hh_{suffix}").new_zeros(3 * self.hidden_size)
+                self.register_parameter(f"weight_peephole_{suffix}", nn.Parameter(weight))
+
+    def _suffixes(self) -> list[str]:
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        return [f"l{layer}{direction}" for layer in range(self.num_layers) for direction in directions]
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as `nn.LSTM` does; peepholes become zero."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, weight in self.named_parameters():
+            if "peephole" in name:
+                nn.init.zeros_(weight)
+            else:
+                nn.init.uniform_(weight, -bound, bound)
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.peephole:
+            text += ", peephole=True"
+        return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
+
+    def forward(self, input: Tensor | PackedSequence, hx: State | None = None):
+        """`output, (h_n, c_n)` in `nn.LSTM`'s shapes, `PackedSequence` in and out included."""
+        packed = isinstance(input, PackedSequence)
+        if not packed and input.dim() not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        if self._resolve(input) == "torch":
+            return super().forward(input, hx)
+        return self._forward_packed(input, hx) if packed else self._forward_padded(input, hx)
+
+    def _resolve(self, input: Tensor | PackedSequence) -> str:
+        if isinstance(input, PackedSequence):
+            data, (steps, batch) = input.data, (len(input.batch_sizes), int(input.batch_sizes[0]))
+        else:
+            data, sizes = input, (*input.shape[:-1], 1)[:2]
+            steps, batch = reversed(sizes) if self.batch_first and input.dim() == 3 else sizes
+        device = data.device.type
+        autocast = torch.is_autocast_enabled(device)
+        request = Request(
+            device=device,
+            dtype=torch.get_autocast_dtype(device) if autocast else data.dtype,
+            steps=steps,
+            batch=batch,
+            input_size=self.input_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            groups=2 if self.bidirectional else 1,
+            peephole=self.peephole,
+            lengths=isinstance(input, PackedSequence),
+            packed=isinstance(input, PackedSequence),
+            recompute=self.recompute,
+            proj_size=self.proj_size,
+        )
+        return backends.resolve(self.backend, request)
+
+    def _forward_padded(self, input: Tensor, hx: State | None):
+        batched = input.dim() == 3
+        if not batched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+        if hx is None:
+            hx = self._zero_state(input, input.size(0 if self.batch_first else 1))
+        else:
+            expected = 3 if batched else 2
+            if hx[0].dim() != expected or hx[1].dim() != expected:
+                kind = "batched 3-D" if batched else "unbatched 2-D"
+                raise RuntimeError(
+                    f"For {kind} input, hx and cx should also be {expected}-D but got "
+                    f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+                )
+            if not batched:
+                hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        self.check_forward_args(input, hx, None)
+        _check_sequence(input.size(1 if self.batch_first else 0))
+        output, hidden = self._run(input.transpose(0, 1) if self.batch_first else input, hx, None)
+        if self.batch_first:
+            output = output.transpose(0, 1)
+        if batched:
+            return output, hidden
+        return output.squeeze(0 if self.batch_first else 1), (hidden[0].squeeze(1), hidden[1].squeeze(1))
+
+    def _forward_packed(self, packed: PackedSequence, hx: State | None):
+        data, batch_sizes, sorted_indices, unsorted_indices = packed
+        # Without its indices the padded batch stays in the packed order, longest first.
+        padded, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
+        hx = self._zero_state(data, padded.size(1)) if hx is None else self.permute_hidden(hx, sorted_indices)
+        self.check_forward_args(data, hx, batch_sizes)
+        output, hidden = self._run(padded, hx, lengths)
+        output = pack_padded_sequence(output, lengths).data
+        result = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return result, self.permute_hidden(hidden, unsorted_indices)
+
+    def _zero_state(self, input: Tensor, batch: int) -> State:
+        directions = 2 if self.bidirectional else 1
+        zeros = input.new_zeros(self.num_layers * directions, batch, self.hidden_size)
+        return zeros, zeros
+
+    def _layer_weights(self, suffix: str) -> LayerWeights:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
+        return LayerWeights(*(getattr(self, f"{name}_{suffix}", None) for name in names))
+
+    def _run(self, input: Tensor, hx: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """Time first: output [T, B, directions * H] and the states [layers * directions, B, H]."""
+        groups = 2 if self.bidirectional else 1
+        weights = [self._layer_weights(suffix) for suffix in self._suffixes()]
+        dropout = self.dropout if self.training else 0.0
+        # Layers of a plain stack go down in one call; what sits between layers (the other direction's output, dropout)
+        # splits it.
+        together = self.num_layers if groups == 1 and dropout == 0 else 1
+        h_n, c_n, output = [], [], input
+        for layer in range(0, self.num_layers, together):
+            if layer and dropout > 0:
+                output = F.dropout(output, dropout)
+            part = slice(layer * groups, (layer + together) * groups)
+            stacks = [weights[part][group::groups] for group in range(groups)]
+            # [layers * groups, B, H], layers outermost -> [G, L, B, H]
+            h_0, c_0 = (s[part].unflatten(0, (together, groups)).transpose(0, 1) for s in hx)
+            result = lstm_sequence(
+                [output],
+                h_0,
+                c_0,
+                stacks,
+                steps=output.size(0),
+                lengths=None if lengths is None else lengths.to(output.device),
+                reverse=[False, True][:groups],
+                backend=self.backend,
+                recompute=self.recompute,
+            )
+            output = result.output[0] if groups == 1 else torch.cat(result.output.unbind(0), dim=-1)
+            h_n.append(result.h_n.transpose(0, 1).flatten(0, 1))
+            c_n.append(result.c_n.transpose(0, 1).flatten(0, 1))
+        return output, (torch.cat(h_n), torch.cat(c_n))
+
+
+def _check_sequence(steps: int) -> None:
+    if steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")

@@ -1,0 +1,266 @@
+r"""`lstm_sequence`: a whole sequence through a whole stack of LSTM layers, or through groups of stacks, in one call.
+
+Shapes: `T` steps, `B` batch, `D` input features, `H` hidden units, `L` layers, `G` groups (independent stacks of equal
+size that run at the same time: two decoders, or the two directions of a bidirectional layer).
+
+    lstmvid::lstm_sequence
+      inputs     0 (no input), 1 (shared by the groups) or G tensors [T, B, D]
+      h_0, c_0   [G, L, B, H]; c_0 in the state dtype (float32 for half precision operands, else the operands')
+      weights    for each group and layer: [weight_ih [4H, D]] weight_hh [4H, H] [bias [4H]] [peephole [3H]]
+      lengths    [B] int64: steps of each sequence; the padding behind is never run
+      reverse    for each group: whether time runs backwards (each sequence from its own last step)
+      save       keep what backward needs; recompute: only states, gates are computed again from them
+      all_cells  return the cell state after every step; in padding it is the state carried along
+      chunk      steps between the cell states that are kept for recomputing
+      backend    who runs it: a key of `lstmvid.backends.KERNELS`; backward runs on the same one
+    -> output  [G, T, B, H]    top layer, zeros in padding
+       h_n     [G, L, B, H]    c_n [G, L, B, H]
+       hidden  [G, L-1, T, B, H] lower layers' outputs, or [G, 0, T, B, H] if not saved
+       cells   [G, L, T, B, H], or [G, L, ceil(T/chunk), B, H] for recomputing, or [G, L, 0, B, H]
+       gates   [G, L, T, B, 4H] after their activations, or [G, L, 0, B, 4H]
+
+`"auto"` is resolved above the operator, so that a traced graph always says who runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..backends import Request, reference
+
+_FORWARD, _BACKWARD = "lstmvid::lstm_sequence", "lstmvid::lstm_sequence_bwd"
+
+torch.library.define(
+    _FORWARD,
+    "(Tensor[] inputs, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? lengths, SymInt steps, bool bias,"
+    " bool peephole, bool[] reverse, bool save, bool all_cells, bool recompute, SymInt chunk, str backend)"
+    " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor hidden, Tensor cells, Tensor gates)",
+)
+torch.library.define(
+    _BACKWARD,
+    "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells,"
+    " Tensor[] inputs, Tensor h_0, Tensor c_0, Tensor[] weights, Tensor? lengths,"
+    " Tensor output, Tensor hidden, Tensor cells, Tensor gates, SymInt steps, bool bias, bool peephole,"
+    " bool[] reverse, bool all_cells, bool recompute, SymInt chunk, bool need_inputs, bool need_weights, str backend)"
+    # One flat list, h_0 and c_0 first, then the inputs' and the weights' where they are needed.
+    " -> Tensor[]",
+)
+
+
+def state_dtype(operand: torch.dtype) -> torch.dtype:
+    """The dtype of cell states and of all gate arithmetic."""
+    return torch.float32 if operand in (torch.bfloat16, torch.float16) else operand
+
+
+@torch.library.impl(_FORWARD, ("CPU", "CUDA"))
+def _forward(*args):
+    *arguments, backend = args
+    return backends.KERNELS[backend].forward(*arguments)
+
+
+@torch.library.impl(_BACKWARD, ("CPU", "CUDA"))
+def _backward(*args):
+    *arguments, backend = args
+    grad_inputs, grad_h_0, grad_c_0, grad_weights = backends.KERNELS[backend].backward(*arguments)
+    return [grad_h_0, grad_c_0, *grad_inputs, *grad_weights]
+
+
+@torch.library.register_fake(_FORWARD)
+def _fake_forward(
+    inputs, h_0, c_0, weights, lengths, steps, bias, peephole, reverse, save, all_cells, recompute, chunk, backend
+):
+    groups, layers, batch, size = h_0.shape
+    if all_cells or (save and not recompute):
+        kept_cells = steps
+    else:
+        kept_cells = (steps + chunk - 1) // chunk if save else 0
+    return (
+        h_0.new_empty(groups, steps, batch, size),
+        h_0.new_empty(h_0.shape),
+        c_0.new_empty(c_0.shape),
+        h_0.new_empty(groups, layers - 1 if save else 0, steps, batch, size),
+        c_0.new_empty(groups, layers, kept_cells, batch, size),
+        h_0.new_empty(groups, layers, steps if save and not recompute else 0, batch, 4 * size),
+    )
+
+
+@torch.library.register_fake(_BACKWARD)
+def _fake_backward(*args):
+    inputs, h_0, c_0, weights = args[4:8]
+    need_inputs, need_weights = args[-3:-1]
+    wanted = [h_0, c_0, *(inputs if need_inputs else []), *(weights if need_weights else [])]
+    return [tensor.new_empty(tensor.shape) for tensor in wanted]
+
+
+def _setup_forward(ctx, inputs, output) -> None:
+    frames, h_0, c_0, weights, lengths, *options = inputs
+    top, _, _, hidden, cells, gates = output
+    ctx.num_inputs, ctx.num_weights, ctx.options = len(frames), len(weights), options
+    ctx.set_materialize_grads(False)
+    all_cells = options[5]
+    ctx.mark_non_differentiable(*((hidden, gates) if all_cells else (hidden, cells, gates)))
+    ctx.save_for_backward(*frames, h_0, c_0, *weights, lengths, top, hidden, cells, gates)
+
+
+def _autograd_forward(ctx, grad_output, grad_h_n, grad_c_n, _grad_hidden, grad_cells, _grad_gates):
+    steps, bias, peephole, reverse, save, all_cells, recompute, chunk, backend = ctx.options
+    if not save:
+        raise RuntimeError("lstm_sequence was called with save=False: there is nothing to differentiate from")
+    saved = list(ctx.saved_tensors)
+    frames, saved = saved[: ctx.num_inputs], saved[ctx.num_inputs :]
+    (h_0, c_0, *weights), rest = saved[: 2 + ctx.num_weights], saved[2 + ctx.num_weights :]
+    lengths, top, hidden, cells, gates = rest
+    need_inputs, need_weights = any(ctx.needs_input_grad[0]), any(ctx.needs_input_grad[3])
+    gradients = torch.ops.lstmvid.lstm_sequence_bwd(
+        *(grad_output, grad_h_n, grad_c_n, grad_cells if all_cells else None),
+        *(frames, h_0, c_0, weights, lengths, top, hidden, cells, gates),
+        *(steps, bias, peephole, reverse, all_cells, recompute, chunk, need_inputs, need_weights, backend),
+    )
+    grad_h_0, grad_c_0, *gradients = gradients
+    grad_inputs = gradients[: len(frames)] if need_inputs else [None] * len(frames)
+    grad_weights = gradients[len(gradients) - len(weights) :] if need_weights else [None] * len(weights)
+    return grad_inputs, grad_h_0, grad_c_0, grad_weights, *[None] * 10
+
+
+def _setup_backward(ctx, inputs, output) -> None:
+    *seeds, frames, h_0, c_0, weights, lengths = inputs[:9]
+    steps, bias, peephole, reverse, all_cells, _, _, need_inputs, need_weights, _ = inputs[13:]
+    ctx.num_inputs, ctx.num_weights = len(frames), len(weights)
+    ctx.options = (steps, bias, peephole, reverse, False, all_cells, False, 1)
+    ctx.need_inputs, ctx.need_weights = need_inputs, need_weights
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*seeds, h_0, c_0, *frames, *weights, lengths)
+
+
+def _autograd_backward(ctx, grads):
+    """Double backward: the reference is differentiable, so its first derivative is taken once more."""
+    *saved, lengths = ctx.saved_tensors
+    with torch.enable_grad():
+        saved = [None if tensor is None else tensor.detach().requires_grad_() for tensor in saved]
+        seeds, (h_0, c_0), tail = saved[:4], saved[4:6], saved[6:]
+        frames, weights = tail[: ctx.num_inputs], tail[ctx.num_inputs :]
+        output, h_n, c_n, _, cells, _ = reference.forward(frames, h_0, c_0, weights, lengths, *ctx.options)
+        seeded = [(y, seed) for y, seed in zip((output, h_n, c_n, cells), seeds, strict=True) if seed is not None]
+        wanted = [h_0, c_0, *(frames if ctx.need_inputs else []), *(weights if ctx.need_weights else [])]
+        first = torch.autograd.grad(
+            [y for y, _ in seeded],
+            wanted,
+            [seed for _, seed in seeded],
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        leaves = [tensor for tensor in saved if tensor is not None]
+        # A gradient that depends on nothing (of an unused cell state, say) has no derivative to add.
+        pairs = [(y, g) for y, g in zip(first, grads, strict=True) if g is not None and y.requires_grad]
+        second = iter(
+            torch.autograd.grad([y for y, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
+            if pairs
+            else [None] * len(leaves)
+        )
+    result = [None if tensor is None else next(second) for tensor in saved]
+    grad_seeds, (grad_h_0, grad_c_0), tail = result[:4], result[4:6], result[6:]
+    grad_frames, grad_weights = tail[: ctx.num_inputs], tail[ctx.num_inputs :]
+    return *grad_seeds, grad_frames, grad_h_0, grad_c_0, grad_weights, *[None] * 15
+
+
+torch.library.register_autograd(_FORWARD, _autograd_forward, setup_context=_setup_forward)
+torch.library.register_autograd(_BACKWARD, _autograd_backward, setup_context=_setup_backward)
+
+
+class LayerWeights(NamedTuple):
+    """One layer's parameters under `torch.nn.LSTM`'s names: [4H, D] or None (no input), [4H, H], [4H], [4H], [3H]."""
+
+    weight_ih: Tensor | None
+    weight_hh: Tensor
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
+    peephole: Tensor | None = None
+
+
+class LSTMResult(NamedTuple):
+    """output [G, T, B, H], h_n and c_n [G, L, B, H], and the cell states [G, L, T, B, H] if they were asked for."""
+
+    output: Tensor
+    h_n: Tensor
+    c_n: Tensor
+    cells: Tensor | None
+
+
+def _flatten(weights: Sequence[Sequence[LayerWeights]]) -> list[Tensor]:
+    """The operator's weight list; its single bias is the sum of `torch.nn.LSTM`'s two."""
+    flat = []
+    for layer in (layer for group in weights for layer in group):
+        bias = None if layer.bias_ih is None else layer.bias_ih + layer.bias_hh
+        flat += [w for w in (layer.weight_ih, layer.weight_hh, bias, layer.peephole) if w is not None]
+    return flat
+
+
+def _autocast(device: str, tensors: list[Tensor]) -> list[Tensor]:
+    """Under autocast the operands take its dtype, as `torch.nn.LSTM`'s do."""
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
+
+
+def lstm_sequence(
+    inputs: Sequence[Tensor],
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: Sequence[Sequence[LayerWeights]],
+    *,
+    steps: int,
+    lengths: Tensor | None = None,
+    reverse: Sequence[bool] | None = None,
+    all_cells: bool = False,
+    backend: str = "auto",
+    recompute: str = "auto",
+    chunk: int = 256,
+) -> LSTMResult:
+    """Run `G` stacks over `steps` frames: chooses the backend, then calls the operator (shapes: this module's head).
+
+    `weights[group][layer]`; `c_0` and the returned `c_n` may have the operands' dtype or the state dtype, and `c_n`
+    comes back in that of `c_0`. Shapes are the caller's to check: this is the layer under the public functions.
+
+    Raises:
+        BackendUnavailable: the backend that was named cannot run this call; the message says why.
+    """
+    groups, layers, batch, size = h_0.shape
+    first = weights[0][0]
+    reverse = [False] * groups if reverse is None else list(reverse)
+    device = h_0.device.type
+    flat = _flatten(weights)
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, h_0, c_0, *flat))
+    cell_dtype = c_0.dtype
+    *frames, h_0 = _autocast(device, [*inputs, h_0])
+    flat = _autocast(device, flat)
+    request = Request(
+        device=device,
+        dtype=h_0.dtype,
+        steps=steps,
+        batch=batch,
+        input_size=None if first.weight_ih is None else first.weight_ih.size(1),
+        hidden_size=size,
+        num_layers=layers,
+        groups=groups,
+        peephole=first.peephole is not None,
+        lengths=lengths is not None,
+        all_cells=all_cells,
+        recompute=recompute,
+    )
+    name = backends.resolve(backend, request)
+    if name == "torch":
+        result = backends.torch.forward(frames, h_0, c_0, weights, steps, reverse)
+        return LSTMResult(result[0], result[1], result[2].to(cell_dtype), None)
+    output, h_n, c_n, _, cells, _ = torch.ops.lstmvid.lstm_sequence(
+        *(frames, h_0, c_0.to(state_dtype(h_0.dtype)), flat, lengths, steps),
+        *(first.bias_ih is not None, first.peephole is not None, reverse),
+        *(needs_grad, all_cells, recompute == "gates", chunk, name),
+    )
+    return LSTMResult(output, h_n, c_n.to(cell_dtype), cells if all_cells else None)

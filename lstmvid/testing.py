@@ -1,0 +1,165 @@
+"""Inputs and tolerances for checking a backend: shared by the tests and by the benchmarks.
+
+A backend is right when, forward and in every gradient, its error against the float64 reference is at most twice the
+error of plain torch code in the same dtype plus a floor. Both stand here, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .backends import reference
+from .ops import LayerWeights, lstm_sequence
+
+# Of the largest magnitude in the expected tensor: some units in the last place of each dtype, for the cases in which
+# plain torch happens to be exact.
+FLOORS = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+@dataclass
+class Case:
+    """One call of `lstm_sequence`: sizes and options as there, and the tensors, in float64 but exact in `dtype`."""
+
+    steps: int = 5
+    batch: int = 3
+    input_size: int | None = 7
+    hidden_size: int = 6
+    num_layers: int = 1
+    groups: int = 1
+    shared_input: bool = True
+    bias: bool = True
+    peephole: bool = False
+    lengths: tuple[int, ...] | None = None
+    reverse: tuple[bool, ...] = (False,)
+    all_cells: bool = False
+    recompute: str = "none"
+    chunk: int = 256
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    tensors: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.tensors:
+            self.tensors = _draw(self)
+
+    def with_dtype(self, dtype: torch.dtype) -> Case:
+        """The same call with the same tensors (rounded where it was made), computed in another dtype."""
+        return replace(self, dtype=dtype)
+
+
+def _draw(case: Case) -> dict[str, list[Tensor]]:
+    generator = torch.Generator().manual_seed(case.seed)
+    scale = case.hidden_size**-0.5
+
+    def draw(*shape: int, by: float = 1.0) -> Tensor:
+        values = torch.randn(shape, generator=generator, dtype=torch.float64) * by
+        return values.to(case.dtype).double()
+
+    g, n, t, b, h = case.groups, case.num_layers, case.steps, case.batch, case.hidden_size
+    inputs, weights = [], []
+    if case.input_size is not None:
+        inputs = [draw(t, b, case.input_size) for _ in range(1 if case.shared_input else g)]
+    for layer in range(g * n):
+        width = case.input_size if layer % n == 0 else h
+        shapes = [] if width is None else [(4 * h, width)]
+        shapes += [(4 * h, h)] + ([(4 * h,)] if case.bias else [])
+        weights += [draw(*shape, by=scale if len(shape) > 1 else 0.5) for shape in shapes]
+        weights += [draw(3 * h, by=0.3)] if case.peephole else []
+    return {
+        "inputs": inputs,
+        "state": [draw(g, n, b, h, by=0.5), draw(g, n, b, h, by=0.5)],
+        "weights": weights,
+        "seeds": [draw(g, t, b, h), draw(g, n, b, h), draw(g, n, b, h), draw(g, n, t, b, h)],
+    }
+
+
+@dataclass
+class Outcome:
+    """Named results of a call: output, h_n, c_n (and cells), and the gradient of each input, state and weight."""
+
+    values: dict[str, Tensor]
+
+
+def run(case: Case, backend: str | None, *, backward: bool = True) -> Outcome:
+    """The call on `backend`, or, for None, plain differentiable torch: the reference's forward under autograd."""
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.to(case.dtype).requires_grad_(backward)
+
+    inputs, (h_0, c_0), weights = (list(map(leaf, case.tensors[key])) for key in ("inputs", "state", "weights"))
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    reverse = list(case.reverse) * (case.groups // len(case.reverse))
+    if backend is None:
+        state = torch.float32 if case.dtype in (torch.bfloat16, torch.float16) else case.dtype
+        output, h_n, c_n, _, cells, _ = reference.forward(
+            *(inputs, h_0, c_0.to(state), weights, lengths, case.steps, case.bias, case.peephole, reverse),
+            *(False, case.all_cells, False, case.chunk),
+        )
+    else:
+        result = lstm_sequence(
+            inputs,
+            h_0,
+            c_0,
+            _nested(case, weights),
+            steps=case.steps,
+            lengths=lengths,
+            reverse=reverse,
+            all_cells=case.all_cells,
+            backend=backend,
+            recompute=case.recompute,
+            chunk=case.chunk,
+        )
+        output, h_n, c_n, cells = result
+    values = {"output": output, "h_n": h_n, "c_n": c_n} | ({"cells": cells} if case.all_cells else {})
+    if backward:
+        seeds = [seed.to(value.dtype) for seed, value in zip(case.tensors["seeds"], values.values(), strict=False)]
+        names = [f"grad_input_{i}" for i in range(len(inputs))] + ["grad_h_0", "grad_c_0"]
+        names += [f"grad_weight_{i}" for i in range(len(weights))]
+        gradients = torch.autograd.grad(list(values.values()), [*inputs, h_0, c_0, *weights], seeds)
+        values |= dict(zip(names, gradients, strict=True))
+    return Outcome({name: value.detach().double() for name, value in values.items()})
+
+
+def _nested(case: Case, weights: list[Tensor]) -> list[list[LayerWeights]]:
+    queue = iter(weights)
+    layers = []
+    for index in range(case.groups * case.num_layers):
+        has_input = case.input_size is not None or index % case.num_layers > 0
+        weight_ih = next(queue) if has_input else None
+        weight_hh = next(queue)
+        bias = next(queue) if case.bias else None
+        # The operator has one bias; torch.nn.LSTM's second one is zero here.
+        zero = None if bias is None else torch.zeros_like(bias)
+        layers.append(LayerWeights(weight_ih, weight_hh, bias, zero, next(queue) if case.peephole else None))
+    return [layers[g * case.num_layers : (g + 1) * case.num_layers] for g in range(case.groups)]
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference; infinite where `actual` isn't finite or the shapes differ."""
+    if actual.shape != expected.shape or not torch.isfinite(actual).all():
+        return float("inf")
+    return (actual - expected).abs().max().item() if expected.numel() else 0.0
+
+
+def check(case: Case, backend: str, *, backward: bool = True) -> dict[str, float]:
+    """Assert that `backend` computes `case` as the module's head demands; returns each result's error over its bound.
+
+    Raises:
+        AssertionError: names each result that is off, its error and its bound.
+    """
+    expected = run(case.with_dtype(torch.float64), None, backward=backward).values
+    plain = run(case, None, backward=backward).values
+    actual = run(case, backend, backward=backward).values
+    assert list(actual) == list(expected)
+    ratios, wrong = {}, []
+    for name, value in expected.items():
+        magnitude = value.abs().max().item() if value.numel() else 0.0
+        bound = 2 * error(plain[name], value) + FLOORS[case.dtype] * max(magnitude, 1.0)
+        ratios[name] = error(actual[name], value) / bound
+        if not ratios[name] <= 1:
+            wrong.append(f"{name}: error {error(actual[name], value):.3g}, bound {bound:.3g}")
+    assert not wrong, f"{backend} differs from the float64 reference in {case}:\n" + "\n".join(wrong)
+    return ratios
