@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 from torch import Tensor
 
 try:
-    from . import _C
+    _C = importlib.import_module("lstmvid._C")
 except ImportError as error:  # a source tree that was never built, or built for another Python
     _C = None
     WHY_MISSING = f"the native module is not built ({error}); run `pip install -e .`"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .ops import LayerWeights, lstm_sequence
+from .ops import LayerWeights, autocast_dtype, lstm_sequence
 
 __all__ = ["as_frames", "lstm"]
 
@@ -87,7 +87,7 @@ def _check(input: Tensor | None, h_0: Tensor, c_0: Tensor, steps: int | None) ->
         return steps
     if input.dim() != 3 or input.size(1) != h_0.size(1):
         raise ValueError(f"input must be (T, {h_0.size(1)}, D) to match the state, got {tuple(input.shape)}")
-    if input.dtype != h_0.dtype and not torch.is_autocast_enabled(input.device.type):
+    if input.dtype != h_0.dtype and autocast_dtype(input.device.type) is None:
         raise TypeError(f"input has dtype {input.dtype}, the state has {h_0.dtype}")
     if input.device != h_0.device:
         raise ValueError(f"input is on {input.device}, the state on {h_0.device}")
@@ -122,7 +122,7 @@ def _layers(input: Tensor | None, h_0: Tensor, weights: Sequence[Tensor], peepho
         for name, shape in shapes.items():
             if tuple(found[name].shape) != shape:
                 raise ValueError(f"{name} of layer {index} must be {shape}, got {tuple(found[name].shape)}")
-            if found[name].dtype != h_0.dtype and not torch.is_autocast_enabled(h_0.device.type):
+            if found[name].dtype != h_0.dtype and autocast_dtype(h_0.device.type) is None:
                 raise TypeError(f"{name} of layer {index} has dtype {found[name].dtype}, the state has {h_0.dtype}")
             if found[name].device != h_0.device:
                 raise ValueError(f"{name} of layer {index} is on {found[name].device}, the state on {h_0.device}")

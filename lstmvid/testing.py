@@ -87,7 +87,7 @@ def run(case: Case, backend: str | None, *, backward: bool = True) -> Outcome:
     """The call on `backend`, or, for None, plain differentiable torch: the reference's forward under autograd."""
 
     def leaf(tensor: Tensor) -> Tensor:
-        return tensor.to(case.dtype).requires_grad_(backward)
+        return tensor.to(case.dtype, copy=True).requires_grad_(backward)
 
     inputs, (h_0, c_0), weights = (list(map(leaf, case.tensors[key])) for key in ("inputs", "state", "weights"))
     lengths = None if case.lengths is None else torch.tensor(case.lengths)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import as_frames
+from ..ops import autocast_dtype
 from .composite import FusedComposite
 from .stack import LSTMStack
 
@@ -58,13 +59,21 @@ class SequenceClassifier(nn.Module):
         self.head = nn.Linear(hidden_size, num_classes, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `(T, B, C)` of `x (T, B, D)` or `(T, B, *frame_shape)`; both batch first if the classifier is."""
-        x = x.flatten(2)
-        if x.size(-1) != self.input_size or x.dim() != 3:
-            raise ValueError(f"x must hold {self.input_size} features a frame, got shape {tuple(x.shape)}")
-        x = as_frames(x.transpose(0, 1) if self.batch_first else x, self.head.weight.dtype)
-        if len(x) == 0:
-            raise ValueError("x must have at least one frame, got an empty sequence")
+        """Logits `(T, B, C)` of `x (T, B, D)` or `(T, B, *frame_shape)`; both batch first if the classifier is.
+
+        Raises:
+            ValueError: `x` has another number of features, or no frame.
+            TypeError: `x` is neither `uint8` nor of the classifier's dtype.
+        """
+        if x.dim() < 3 or x.shape[2:].numel() != self.input_size:
+            raise ValueError(f"x must be (T, B, ...) with {self.input_size} features a frame, got {tuple(x.shape)}")
+        x = x.transpose(0, 1).flatten(2) if self.batch_first else x.flatten(2)
+        if x.size(0) == 0:
+            raise ValueError(f"x must have at least one frame, got an empty sequence {tuple(x.shape)}")
+        dtype = self.head.weight.dtype
+        if x.dtype not in (torch.uint8, dtype) and autocast_dtype(x.device.type) is None:
+            raise TypeError(f"x must be uint8 or the classifier's {dtype}, got {x.dtype}")
+        x = as_frames(x, dtype)
         x = F.dropout(x, self.input_dropout, self.training)
         hidden, _ = self.encoder(x, self.encoder.zero_state(x.size(1)))
         logits = self.head(F.dropout(hidden, self.output_dropout, self.training))
@@ -75,12 +84,15 @@ class SequenceClassifier(nn.Module):
         return torch.softmax(self(x), dim=-1).mean(1 if self.batch_first else 0)
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy in nats against `labels (B,)`, summed over steps, averaged over the batch."""
+        """Cross-entropy in nats against `labels (B,)`, summed over steps, averaged over the batch.
+
+        A label of -100 counts for nothing, as in `torch.nn.functional.cross_entropy`.
+        """
         logits = self(x)
         logits = logits.transpose(0, 1) if self.batch_first else logits
         steps, batch, classes = logits.shape
-        if tuple(labels.shape) != (batch,):
-            raise ValueError(f"labels must be ({batch},), got {tuple(labels.shape)}")
+        if tuple(labels.shape) != (batch,) or labels.is_floating_point():
+            raise ValueError(f"labels must be ({batch},) integers, got {tuple(labels.shape)} {labels.dtype}")
         total = F.cross_entropy(logits.reshape(-1, classes), labels.expand(steps, batch).reshape(-1), reduction="sum")
         return total / batch
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import as_frames
+from ..ops import autocast_dtype
 from .likelihoods import LIKELIHOODS
 from .stack import LSTMStack, State
 
@@ -168,6 +169,8 @@ class FusedComposite(nn.Module):
     @torch.no_grad()
     def predict(self, frames: Tensor, steps: int) -> Tensor:
         """The `steps` frames that follow `frames`, the predictor running on its own output; no gradients."""
+        if steps is None:
+            raise ValueError("steps must be at least 1, got None")
         x = self._flatten(frames, "frames")
         _, steps = self._future(x, None, steps, 0.0)
         return self._unflatten(self.likelihood.mean(self._predict(self._encode(x), steps, None, 0.0)))
@@ -267,7 +270,7 @@ class FusedComposite(nn.Module):
         weight = self.encoder.weight_hh_l0
         if frames.device != weight.device:
             raise ValueError(f"{name} are on {frames.device}, the model is on {weight.device}")
-        if frames.dtype not in (torch.uint8, weight.dtype) and not torch.is_autocast_enabled(frames.device.type):
+        if frames.dtype not in (torch.uint8, weight.dtype) and autocast_dtype(frames.device.type) is None:
             raise TypeError(f"{name} must be uint8 or the model's {weight.dtype}, got {frames.dtype}")
         return as_frames(x, weight.dtype)
 

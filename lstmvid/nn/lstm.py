@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .. import backends
 from ..backends import Request
-from ..ops import LayerWeights, lstm_sequence
+from ..ops import LayerWeights, autocast_dtype, lstm_sequence
 
 State = tuple[Tensor, Tensor]
 
@@ -85,10 +85,9 @@ class LSTM(nn.LSTM):
             data, sizes = input, (*input.shape[:-1], 1)[:2]
             steps, batch = reversed(sizes) if self.batch_first and input.dim() == 3 else sizes
         device = data.device.type
-        autocast = torch.is_autocast_enabled(device)
         request = Request(
             device=device,
-            dtype=torch.get_autocast_dtype(device) if autocast else data.dtype,
+            dtype=autocast_dtype(device) or data.dtype,
             steps=steps,
             batch=batch,
             input_size=self.input_size,

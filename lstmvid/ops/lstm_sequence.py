@@ -57,9 +57,35 @@ def state_dtype(operand: torch.dtype) -> torch.dtype:
     return torch.float32 if operand in (torch.bfloat16, torch.float16) else operand
 
 
+def _check(inputs, h_0, c_0, weights, lengths, steps, bias, peephole, reverse, *_) -> None:
+    """Kernels take addresses: the last place to notice a tensor smaller than what they read."""
+    groups, layers, batch, size = h_0.shape
+    features = inputs[0].size(-1) if inputs else None
+    shapes = [("h_0", h_0, (groups, layers, batch, size)), ("c_0", c_0, (groups, layers, batch, size))]
+    shapes += [(f"inputs[{i}]", x, (steps, batch, features)) for i, x in enumerate(inputs)]
+    expected = []
+    for index in range(groups * layers):
+        width = size if index % layers else features
+        expected += [] if width is None else [(4 * size, width)]
+        expected += [(4 * size, size)] + [(4 * size,)] * bias + [(3 * size,)] * peephole
+    if len(inputs) not in (0, 1, groups) or len(weights) != len(expected) or len(reverse) != groups:
+        raise ValueError(
+            f"lstm_sequence of {groups} groups of {layers} layers takes 0, 1 or {groups} inputs, {len(expected)} "
+            f"weights and {groups} directions, got {len(inputs)}, {len(weights)} and {len(reverse)}"
+        )
+    shapes += [(f"weights[{i}]", w, shape) for i, (w, shape) in enumerate(zip(weights, expected, strict=True))]
+    for name, tensor, shape in shapes:
+        dtype = state_dtype(h_0.dtype) if name == "c_0" else h_0.dtype
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise ValueError(f"{name} must be {shape} of {dtype}, got {tuple(tensor.shape)} of {tensor.dtype}")
+    if lengths is not None and (tuple(lengths.shape) != (batch,) or lengths.dtype != torch.int64):
+        raise ValueError(f"lengths must be ({batch},) of torch.int64, got {tuple(lengths.shape)} of {lengths.dtype}")
+
+
 @torch.library.impl(_FORWARD, ("CPU", "CUDA"))
 def _forward(*args):
     *arguments, backend = args
+    _check(*arguments)
     return backends.KERNELS[backend].forward(*arguments)
 
 
@@ -201,12 +227,11 @@ def _flatten(weights: Sequence[Sequence[LayerWeights]]) -> list[Tensor]:
     return flat
 
 
-def _autocast(device: str, tensors: list[Tensor]) -> list[Tensor]:
-    """Under autocast the operands take its dtype, as `torch.nn.LSTM`'s do."""
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype that operands on this type of device take under autocast, as `torch.nn.LSTM`'s do; None without."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def lstm_sequence(
@@ -238,8 +263,8 @@ def lstm_sequence(
     flat = _flatten(weights)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, h_0, c_0, *flat))
     cell_dtype = c_0.dtype
-    *frames, h_0 = _autocast(device, [*inputs, h_0])
-    flat = _autocast(device, flat)
+    cast = autocast_dtype(device) or h_0.dtype
+    frames, h_0, flat = [x.to(cast) for x in inputs], h_0.to(cast), [w.to(cast) for w in flat]
     request = Request(
         device=device,
         dtype=h_0.dtype,

@@ -58,6 +58,7 @@ def forward(
     """As the operator's schema says (`lstmvid/ops/lstm_sequence.py`)."""
     groups, num_layers, batch, size = h_0.shape
     h_0, c_0, inputs = h_0.contiguous(), c_0.contiguous(), [x.contiguous() for x in inputs]
+    lengths = None if lengths is None else lengths.contiguous()
     layers = _layer_weights(weights, bool(inputs), num_layers, bias, peephole)
     keep_cells = steps if save or all_cells else 0
     output = h_0.new_empty(groups, steps, batch, size)
@@ -143,6 +144,7 @@ def backward(
     """As the operator's schema says; lists are empty where not needed."""
     groups, num_layers, batch, size = h_0.shape
     h_0, c_0, inputs = h_0.contiguous(), c_0.contiguous(), [x.contiguous() for x in inputs]
+    lengths = None if lengths is None else lengths.contiguous()
     grad_output, grad_h_n, grad_c_n, grad_cells = (
         None if grad is None else grad.contiguous() for grad in (grad_output, grad_h_n, grad_c_n, grad_cells)
     )

@@ -1,0 +1,30 @@
+"""What every test shares."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fresh memory holds NaN, so that a kernel that leaves an element unwritten is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # torch fills what `empty` returns in this mode only
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same draws in every run of a test, whatever ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def restored_threads():
+    """A test may change the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

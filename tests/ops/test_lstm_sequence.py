@@ -1,0 +1,313 @@
+"""Every backend's `lstm_sequence`, forward and in each gradient, against the float64 reference."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lstmvid import BackendUnavailable, testing
+from lstmvid.backends import reference
+from lstmvid.ops.lstm_sequence import state_dtype
+from lstmvid.testing import Case, check, run
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+BACKENDS = ["reference", "cpu"]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+# Sizes of one, odd ones, none that a tile divides, and every option by itself and with the others.
+CASES = {
+    "plain": {},
+    "one of everything": {"steps": 1, "batch": 1, "input_size": 1, "hidden_size": 1},
+    "one step": {"steps": 1, "peephole": True, "num_layers": 2},
+    "one step without input": {"steps": 1, "input_size": None, "bias": False},
+    "no input": {"input_size": None, "num_layers": 2},
+    "no bias": {"bias": False, "hidden_size": 17},
+    "peepholes": {"peephole": True, "num_layers": 3, "hidden_size": 19},
+    "wide": {"batch": 101, "hidden_size": 130, "steps": 3},
+    "no unit to spare": {"batch": 6, "hidden_size": 64, "input_size": 32},
+    "reverse": {"reverse": (True,), "num_layers": 2},
+    "two directions": {"groups": 2, "reverse": (False, True), "peephole": True},
+    "groups": {"groups": 3, "shared_input": False, "num_layers": 2, "hidden_size": 33},
+    "groups without input": {"groups": 2, "input_size": None, "peephole": True},
+    "ragged": {"lengths": (5, 1, 3), "num_layers": 2, "peephole": True},
+    "ragged, reverse, with an empty one": {"lengths": (0, 4, 2), "reverse": (True,), "num_layers": 2},
+    "all cells": {"all_cells": True, "num_layers": 2, "peephole": True},
+    "all cells, ragged, reverse": {"all_cells": True, "lengths": (2, 5, 3), "reverse": (True,), "peephole": True},
+    "long": {"steps": 70, "batch": 2, "hidden_size": 5, "input_size": 3},
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_reference(backend, dtype, name):
+    check(Case(dtype=dtype, **CASES[name]), backend)
+
+
+@st.composite
+def _cases(draw):
+    steps, batch = draw(st.integers(1, 9)), draw(st.integers(1, 14))
+    groups = draw(st.integers(1, 3))
+    return Case(
+        steps=steps,
+        batch=batch,
+        input_size=draw(st.none() | st.integers(1, 40)),
+        hidden_size=draw(st.integers(1, 70)),
+        num_layers=draw(st.integers(1, 3)),
+        groups=groups,
+        shared_input=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        peephole=draw(st.booleans()),
+        lengths=draw(st.none() | st.tuples(*[st.integers(0, steps)] * batch)),
+        reverse=tuple(draw(st.booleans()) for _ in range(groups)),
+        all_cells=draw(st.booleans()),
+        dtype=draw(st.sampled_from(DTYPES)),
+        seed=draw(st.integers(0, 1000)),
+    )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(case=_cases())
+def test_cpu_on_drawn_shapes(case):
+    check(case, "cpu")
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("lengths", [None, (5, 1, 3)])
+@pytest.mark.parametrize("all_cells", [False, True])
+def test_recomputed_gates(chunk, reverse, lengths, all_cells):
+    case = Case(
+        recompute="gates",
+        chunk=chunk,
+        reverse=(reverse,),
+        lengths=lengths,
+        all_cells=all_cells,
+        num_layers=2,
+        peephole=True,
+        dtype=torch.float64,
+    )
+    check(case, "reference")
+
+
+def test_recomputing_saves_memory():
+    """Saved: h of each step, c once a chunk, no gates."""
+    case = Case(steps=10, dtype=torch.float32)
+    arguments = _arguments(case)
+    arguments[11], arguments[12] = True, 4
+    output, _, _, hidden, cells, gates = torch.ops.lstmvid.lstm_sequence(*arguments, "reference")
+    assert hidden.numel() == gates.numel() == 0
+    assert cells.shape == (1, 1, 3, *output.shape[2:])
+
+
+@pytest.mark.parametrize("instruction_set", ["avx2", "portable"])
+def test_other_instruction_sets(instruction_set):
+    """The kernels for lesser processors, each in a process of its own: the choice is made once."""
+    script = (
+        "import torch; from lstmvid import _native; from lstmvid.testing import Case, check\n"
+        f"assert _native.INSTRUCTION_SET in ('portable', {instruction_set!r}), _native.INSTRUCTION_SET\n"
+        "for dtype in (torch.float64, torch.float32, torch.bfloat16):\n"
+        "    check(Case(batch=11, hidden_size=37, peephole=True, num_layers=2, dtype=dtype), 'cpu')\n"
+        "    check(Case(batch=3, hidden_size=8, lengths=(1, 5, 2), reverse=(True,), dtype=dtype), 'cpu')\n"
+    )
+    environment = os.environ | {"LSTMVID_CPU": instruction_set}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def _arguments(case: Case, *, requires_grad: bool = False) -> list:
+    """The operator's arguments up to the backend."""
+
+    def leaf(tensor):
+        return tensor.to(case.dtype, copy=True).requires_grad_(requires_grad)
+
+    inputs, (h_0, c_0), weights = (list(map(leaf, case.tensors[key])) for key in ("inputs", "state", "weights"))
+    c_0 = c_0.detach().to(state_dtype(case.dtype)).requires_grad_(requires_grad)
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    options = (case.bias, case.peephole, list(case.reverse), True, case.all_cells, False, case.chunk)
+    return [inputs, h_0, c_0, weights, lengths, case.steps, *options]
+
+
+@pytest.mark.parametrize("lengths", [None, (1, 3)])
+def test_gradcheck_of_the_reference(lengths):
+    """The gradients written out in the reference are those of its forward, by finite differences."""
+    case = Case(
+        steps=3,
+        batch=2,
+        input_size=2,
+        hidden_size=2,
+        num_layers=2,
+        peephole=True,
+        lengths=lengths,
+        all_cells=True,
+        dtype=torch.float64,
+    )
+    inputs, h_0, c_0, weights, *rest = _arguments(case, requires_grad=True)
+
+    def function(x, h, c, *w):
+        output, h_n, c_n, _, cells, _ = torch.ops.lstmvid.lstm_sequence([x], h, c, list(w), *rest, "reference")
+        return output, h_n, c_n, cells
+
+    leaves = (*inputs, h_0, c_0, *weights)
+    assert torch.autograd.gradcheck(function, leaves)
+    # Of plain torch code, which gradcheck sees through, too.
+    assert torch.autograd.gradcheck(
+        lambda x, h, c, *w: reference.forward([x], h, c, list(w), *rest)[0], leaves, nondet_tol=0
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("all_cells", [False, True])
+def test_double_backward(backend, all_cells):
+    case = Case(steps=2, batch=2, input_size=2, hidden_size=2, peephole=True, all_cells=all_cells, dtype=torch.float64)
+    inputs, h_0, c_0, weights, *rest = _arguments(case, requires_grad=True)
+
+    def function(x, h, c, *w):
+        output, h_n, c_n, _, cells, _ = torch.ops.lstmvid.lstm_sequence([x], h, c, list(w), *rest, backend)
+        return (output, h_n, c_n, cells) if all_cells else (output, h_n, c_n)
+
+    assert torch.autograd.gradgradcheck(function, (*inputs, h_0, c_0, *weights))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{}, {"all_cells": True, "lengths": (5, 1, 3)}, {"input_size": None}])
+def test_opcheck(backend, options):
+    case = Case(num_layers=2, peephole=True, **options)
+    arguments = (*_arguments(case, requires_grad=True), backend)
+    result = torch.library.opcheck(torch.ops.lstmvid.lstm_sequence.default, arguments)
+    assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_for_any_number_of_threads(dtype, restored_threads):
+    case = Case(steps=4, batch=13, input_size=None, hidden_size=200, peephole=True, dtype=dtype)
+    arguments = _arguments(case)
+    results = []
+    for threads in (1, 2, 3, 7, 2):
+        torch.set_num_threads(threads)
+        forward = torch.ops.lstmvid.lstm_sequence(*arguments, "cpu")
+        output, h_n, c_n, hidden, cells, gates = forward
+        backward = torch.ops.lstmvid.lstm_sequence_bwd(
+            *(output, h_n, c_n, None, *arguments[:5], output, hidden, cells, gates, case.steps, True, True, [False]),
+            *(False, False, 256, False, False, "cpu"),
+        )
+        results.append((*forward, *backward))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_non_contiguous_arguments(backend):
+    case = Case(num_layers=2, dtype=torch.float64)
+    expected = run(case, backend).values
+    for key, tensors in case.tensors.items():
+        case.tensors[key] = [_strided(tensor) for tensor in tensors]
+    actual = run(case, backend).values
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def _strided(tensor):
+    """The same values, every second one of a larger tensor in the last dimension, dimensions stored in reverse."""
+    order = list(reversed(range(tensor.dim())))
+    stored = torch.full((*tensor.permute(order).shape, 2), float("nan"), dtype=tensor.dtype)
+    stored[..., 0] = tensor.permute(order)
+    return stored[..., 0].permute(order)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_batch(backend):
+    values = run(Case(batch=0, num_layers=2, peephole=True), backend).values
+    assert values["output"].shape == (1, 5, 0, 6)
+    assert all((values[name] == 0).all() for name in values if name.startswith("grad_weight"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_saturated_gates(backend, dtype):
+    """Pre-activations beyond exp's range: sigmoid and tanh reach their limits, gradients vanish, nothing is NaN."""
+    case = Case(dtype=dtype, peephole=True, batch=20, hidden_size=20)
+    case.tensors["inputs"] = [x * 1000 for x in case.tensors["inputs"]]
+    check(case, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_propagates(backend):
+    """A NaN in one sequence reaches its own results, as in torch, and no other sequence's."""
+    case = Case(batch=4)
+    case.tensors["inputs"][0][2, 1] = float("nan")
+    output = torch.ops.lstmvid.lstm_sequence(*_arguments(case), backend)[0][0]
+    assert output[2:, 1].isnan().all()
+    assert output[:2].isfinite().all()
+    assert output[:, [0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_is_never_read(backend):
+    case = Case(lengths=(5, 1, 3), num_layers=2, peephole=True)
+    expected = run(case, backend).values
+    case.tensors["inputs"][0][3:, 1] = 1e30
+    actual = run(case, backend).values
+    for name in ("output", "h_n", "c_n", "grad_h_0", "grad_c_0", "grad_weight_1"):
+        assert torch.equal(actual[name], expected[name]), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frozen_weights_and_inputs(backend):
+    """Only what needs a gradient is computed, and it is the same."""
+    case = Case(num_layers=2, dtype=torch.float64)
+    expected = run(case, backend).values
+    for frozen in ("inputs", "weights"):
+        inputs, h_0, c_0, weights, *rest = _arguments(case, requires_grad=True)
+        for tensor in inputs if frozen == "inputs" else weights:
+            tensor.requires_grad_(False)
+        output, h_n, c_n, *_ = torch.ops.lstmvid.lstm_sequence(inputs, h_0, c_0, weights, *rest, backend)
+        seeds = case.tensors["seeds"]
+        torch.autograd.backward([output, h_n, c_n], seeds[:3])
+        assert torch.equal(h_0.grad, expected["grad_h_0"])
+        kept = weights[0].grad if frozen == "inputs" else inputs[0].grad
+        assert torch.equal(kept, expected["grad_weight_0" if frozen == "inputs" else "grad_input_0"])
+        assert all(t.grad is None for t in (inputs if frozen == "inputs" else weights))
+
+
+def test_backward_needs_what_was_saved():
+    arguments = _arguments(Case(), requires_grad=True)
+    arguments[9] = False
+    output = torch.ops.lstmvid.lstm_sequence(*arguments, "cpu")[0]
+    with pytest.raises(RuntimeError, match="save=False"):
+        output.sum().backward()
+
+
+def test_check_can_fail():
+    """A backend that is off by little is caught: here by a weight that differs in the sixth digit."""
+    case = Case()
+    wrong = Case(tensors={key: [t.clone() for t in tensors] for key, tensors in case.tensors.items()})
+    wrong.tensors["weights"][1][0] *= 1.0001
+    expected = run(case.with_dtype(torch.float64), None).values
+    actual = run(wrong, "cpu").values
+    plain = run(case, None).values
+    off = testing.error(actual["output"], expected["output"])
+    assert off > 2 * testing.error(plain["output"], expected["output"]) + testing.FLOORS[torch.float32]
+
+
+def test_cpu_says_why_it_cannot_recompute():
+    with pytest.raises(BackendUnavailable, match="recompute gates"):
+        run(Case(recompute="gates"), "cpu")
+
+
+@pytest.mark.parametrize("index", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("wrong", ["shape", "dtype"])
+def test_wrong_tensors_never_reach_a_kernel(index, wrong):
+    arguments = _arguments(Case(lengths=(5, 1, 3)))
+    target = arguments[index][0] if isinstance(arguments[index], list) else arguments[index]
+    bad = target[..., :-1] if wrong == "shape" else target.to(torch.float16)
+    arguments[index] = [bad, *arguments[index][1:]] if isinstance(arguments[index], list) else bad
+    with pytest.raises(ValueError, match="must be"):
+        torch.ops.lstmvid.lstm_sequence(*arguments, "cpu")
