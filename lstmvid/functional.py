@@ -102,7 +102,7 @@ def _layers(input: Tensor | None, h_0: Tensor, weights: Sequence[Tensor], peepho
     """The flat list as layers, every shape checked: a kernel is never handed a tensor smaller than it reads."""
     layers, size = h_0.size(0), h_0.size(2)
     total = len(weights) + (1 if input is None else 0)
-    if total not in (2 * layers, 4 * layers):
+    if total != 2 * layers and total != 4 * layers:  # `in` does not trace with symbolic sizes
         raise ValueError(
             f"weights must hold 2 tensors a layer, or 4 with biases, for {layers} layers"
             f"{' (one less: no input)' if input is None else ''}, got {len(weights)}"

@@ -46,6 +46,14 @@ class Request(NamedTuple):
     proj_size: int = 0
 
 
+def check_names(backend: str, recompute: str) -> None:
+    """Raise ValueError where there is no backend or no recompute mode of that name."""
+    if backend not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {backend!r}")
+    if recompute not in RECOMPUTE:
+        raise ValueError(f"recompute must be one of {', '.join(RECOMPUTE)}, got {recompute!r}")
+
+
 def unavailable(name: str, request: Request) -> str | None:
     """Why backend `name` can't serve the request, or None if it can."""
     if name in _NOT_YET:
@@ -75,10 +83,7 @@ def resolve(backend: str, request: Request) -> str:
         ValueError: no backend or recompute mode has that name.
         BackendUnavailable: the one named can't run it, or none can; the message has the reason.
     """
-    if backend not in NAMES:
-        raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {backend!r}")
-    if request.recompute not in RECOMPUTE:
-        raise ValueError(f"recompute must be one of {', '.join(RECOMPUTE)}, got {request.recompute!r}")
+    check_names(backend, request.recompute)
     if backend != "auto":
         reason = unavailable(backend, request)
         if reason is not None:

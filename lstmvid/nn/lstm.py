@@ -36,10 +36,7 @@ class LSTM(nn.LSTM):
     recompute: str = "auto"
 
     def __init__(self, *args, peephole: bool = False, backend: str = "auto", recompute: str = "auto", **kwargs) -> None:
-        if backend not in backends.NAMES:
-            raise ValueError(f"backend must be one of {', '.join(backends.NAMES)}, got {backend!r}")
-        if recompute not in backends.RECOMPUTE:
-            raise ValueError(f"recompute must be one of {', '.join(backends.RECOMPUTE)}, got {recompute!r}")
+        backends.check_names(backend, recompute)
         super().__init__(*args, **kwargs)
         if peephole and self.proj_size:
             raise ValueError("peephole=True does not go together with proj_size")

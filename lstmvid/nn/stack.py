@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import backends
 from ..ops import LayerWeights, lstm_sequence
 
 State = tuple[Tensor, Tensor]
@@ -41,6 +42,7 @@ class LSTMStack(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
+        backends.check_names(backend, recompute)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.peephole, self.dropout, self.backend, self.recompute = peephole, dropout, backend, recompute
         factory = {"device": device, "dtype": dtype}

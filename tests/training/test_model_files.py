@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import safetensors
+import torch
+
+import lstmvid
+from lstmvid.training.checkpoint import load_model, read_checkpoint, save_model, written_whole
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return lstmvid.FusedComposite((1, 4, 4), 3, 2, reconstruct="conditional", copy_state=["predict"])
+
+
+def test_round_trip(model, tmp_path):
+    path = tmp_path / "new" / "model.safetensors"
+    save_model(model, path, data={"seed": 7})
+    loaded, data = load_model(path)
+    assert data == {"seed": 7}
+    assert loaded.config == model.config
+    assert not loaded.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert os.listdir(path.parent) == ["model.safetensors"]
+    assert load_model(path.parent)[0].config == model.config
+
+
+def test_metadata_is_json(model, tmp_path):
+    save_model(model, tmp_path / "m.safetensors")
+    with safetensors.safe_open(tmp_path / "m.safetensors", "pt") as file:
+        description = json.loads(file.metadata()["lstmvid"])
+    assert description["class"] == "FusedComposite"
+    assert description["version"] == lstmvid.__version__
+    assert description["config"]["frame_shape"] == [1, 4, 4]
+
+
+def test_backend_is_chosen_where_it_is_loaded(model, tmp_path):
+    save_model(model, tmp_path / "m.safetensors")
+    assert load_model(tmp_path / "m.safetensors", backend="reference")[0].encoder.backend == "reference"
+
+
+def test_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no model file .*nothing\.safetensors"):
+        load_model(tmp_path / "nothing.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no model file .*model\.safetensors"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\xff" * 100])
+def test_damaged(tmp_path, suffix, content):
+    path = tmp_path / f"bad{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"bad\{suffix} is not a .*damaged"):
+        load_model(path)
+
+
+def test_truncated(model, tmp_path):
+    path = tmp_path / "half.safetensors"
+    save_model(model, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"half\.safetensors is not a safetensors file, or is damaged"):
+        load_model(path)
+
+
+def test_files_of_others(model, tmp_path):
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(safetensors.torch.save({"weight": torch.zeros(2)}))
+    with pytest.raises(ValueError, match=r"other\.safetensors is not a model file of lstmvid"):
+        load_model(path)
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"other\.ckpt is not a checkpoint of lstmvid"):
+        read_checkpoint(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"class": "Path"}, {"config": {"frame_shape": [1, 4, 4], "hidden_size": 5}}, {"config": {"hidden": 1}}],
+    ids=["class", "sizes", "arguments"],
+)
+def test_description_that_does_not_fit(model, tmp_path, change):
+    path = tmp_path / "odd.safetensors"
+    description = {"class": "FusedComposite", "config": model.config} | change
+    path.write_bytes(safetensors.torch.save(model.state_dict(), {"lstmvid": json.dumps(description)}))
+    with pytest.raises(ValueError, match=r"odd\.safetensors does not describe a model") as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "attacked"),)
+
+    torch.save({"lstmvid": Attack()}, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match=r"evil\.ckpt is not a checkpoint"):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_failed_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), written_whole(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
