@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Multiply-adds from which oneDNN's faster product makes up for its slower call.
+_WORTH_ONE_DNN = 1 << 20
 
-def _one_dnn_serves(x: Tensor) -> bool:
+
+def _one_dnn_serves(x: Tensor, weight: Tensor) -> bool:
     # In float32 torch's own products go to MKL, which reaches half of oneDNN's speed on AMD processors
     # (docs/performance.md); in bfloat16 both are oneDNN.
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
-        and x.numel() > 0
+        and x.numel() * weight.size(0) >= _WORTH_ONE_DNN
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -21,7 +24,7 @@ def _one_dnn_serves(x: Tensor) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x [..., K] @ weight [N, K]^T + bias [N]`."""
-    if _one_dnn_serves(x) and weight.numel() > 0:
+    if _one_dnn_serves(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return torch.nn.functional.linear(x, weight, bias)
 
