@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cpu/memory.h"
 #include "lstmvid/lstm_sequence.h"
 #if LSTMVID_WITH_CUDA
 #include "lstmvid/device_limits.h"
@@ -82,6 +83,9 @@ PYBIND11_MODULE(_C, module) {
   module.attr("BFLOAT16") = static_cast<int>(DType::kBFloat16);
   module.attr("WITH_CUDA") = static_cast<bool>(LSTMVID_WITH_CUDA);
   module.def("cpu_instruction_set", &lstmvid::cpu_instruction_set);
+  module.def("advise_huge_pages", [](uintptr_t memory, int64_t bytes) {
+    lstmvid::advise_huge_pages(reinterpret_cast<void*>(memory), bytes);
+  });
   module.def("lstm_sequence_fwd_workspace", [](const py::kwargs& arguments) {
     return lstmvid::lstm_sequence_fwd_workspace(forward_parameters(arguments));
   });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +21,18 @@ WITH_CUDA: bool = _C is not None and _C.WITH_CUDA
 DTYPES: dict[torch.dtype, int] = (
     {torch.float32: _C.FLOAT32, torch.float64: _C.FLOAT64, torch.bfloat16: _C.BFLOAT16} if _C is not None else {}
 )
+
+
+# From here on a buffer is worth pages of its own.
+_LARGE = 4 << 20
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """`torch.empty` on the CPU, large ones on huge pages where the system has them."""
+    tensor = torch.empty(shape, dtype=dtype)
+    if tensor.nbytes >= _LARGE:
+        _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 def _arguments(named: dict) -> dict:
@@ -42,7 +55,7 @@ def lstm_sequence_cpu(direction: str, **named) -> None:
     """
     arguments = _arguments(named | {"threads": torch.get_num_threads(), "workspace": None})
     size = getattr(_C, f"lstm_sequence_{direction}_workspace")(**arguments)
-    workspace = torch.empty(size + 64, dtype=torch.uint8)
+    workspace = empty([size + 64], torch.uint8)
     arguments["workspace"] = (workspace.data_ptr() + 63) // 64 * 64
     getattr(_C, f"lstm_sequence_{direction}_cpu")(**arguments)
 

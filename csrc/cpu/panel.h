@@ -78,9 +78,9 @@ template <class Scalar, class Stored>
 inline void pack_panel(const Stored* const from[4], const int count[4], int64_t k_stride, int64_t v_stride,
                        int64_t depth, Scalar* panel) {
   constexpr int kV = kLanes<Scalar>;
-  constexpr int64_t kLine = 64 / sizeof(Stored);  // k is taken a cache line at a time, for when it is the short stride
-  for (int64_t k0 = 0; k0 < depth; k0 += kLine) {
-    const int64_t end = k0 + kLine < depth ? k0 + kLine : depth;
+  constexpr int64_t kRun = 64;  // of each column at a time: long enough to stream, and what it fills stays in cache
+  for (int64_t k0 = 0; k0 < depth; k0 += kRun) {
+    const int64_t end = k0 + kRun < depth ? k0 + kRun : depth;
     for (int j = 0; j < 4; ++j) {
       if (v_stride == 1) {
         for (int64_t k = k0; k < end; ++k) {

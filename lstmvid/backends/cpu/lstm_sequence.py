@@ -61,11 +61,11 @@ def forward(
     lengths = None if lengths is None else lengths.contiguous()
     layers = _layer_weights(weights, bool(inputs), num_layers, bias, peephole)
     keep_cells = steps if save or all_cells else 0
-    output = h_0.new_empty(groups, steps, batch, size)
+    output = _native.empty([groups, steps, batch, size], h_0.dtype)
     h_n, c_n = torch.empty_like(h_0), torch.empty_like(c_0)
-    hidden = h_0.new_empty(groups, num_layers - 1 if save else 0, steps, batch, size)
-    cells = c_0.new_empty(groups, num_layers, keep_cells, batch, size)
-    gates = h_0.new_empty(groups, num_layers, steps if save else 0, batch, 4 * size)
+    hidden = _native.empty([groups, num_layers - 1 if save else 0, steps, batch, size], h_0.dtype)
+    cells = _native.empty([groups, num_layers, keep_cells, batch, size], c_0.dtype)
+    gates = _native.empty([groups, num_layers, steps if save else 0, batch, 4 * size], h_0.dtype)
     for group in range(groups):
         x = inputs[group if len(inputs) > 1 else 0] if inputs else None
         for index in range(num_layers):
@@ -156,7 +156,7 @@ def backward(
         grad_y = None if grad_output is None else grad_output[group]
         for index in reversed(range(num_layers)):
             weight_ih, weight_hh, _, peepholes = layers[group * num_layers + index]
-            grad_gates = torch.empty_like(gates[group, index])
+            grad_gates = _native.empty(gates[group, index].shape, gates.dtype)
             grad_peephole = torch.empty_like(peepholes) if peephole and need_weights else None
             _native.lstm_sequence_cpu(
                 "bwd",
