@@ -71,9 +71,10 @@ class LSTM(nn.LSTM):
         packed = isinstance(input, PackedSequence)
         if not packed and input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        if self._resolve(input) == "torch":
+        backend = self._resolve(input)
+        if backend == "torch":
             return super().forward(input, hx)
-        return self._forward_packed(input, hx) if packed else self._forward_padded(input, hx)
+        return (self._forward_packed if packed else self._forward_padded)(input, hx, backend)
 
     def _resolve(self, input: Tensor | PackedSequence) -> str:
         if isinstance(input, PackedSequence):
@@ -99,7 +100,7 @@ class LSTM(nn.LSTM):
         )
         return backends.resolve(self.backend, request)
 
-    def _forward_padded(self, input: Tensor, hx: State | None):
+    def _forward_padded(self, input: Tensor, hx: State | None, backend: str):
         batched = input.dim() == 3
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
@@ -116,21 +117,22 @@ class LSTM(nn.LSTM):
             if not batched:
                 hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         self.check_forward_args(input, hx, None)
-        _check_sequence(input.size(1 if self.batch_first else 0))
-        output, hidden = self._run(input.transpose(0, 1) if self.batch_first else input, hx, None)
+        if input.size(1 if self.batch_first else 0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        output, hidden = self._run(input.transpose(0, 1) if self.batch_first else input, hx, None, backend)
         if self.batch_first:
             output = output.transpose(0, 1)
         if batched:
             return output, hidden
         return output.squeeze(0 if self.batch_first else 1), (hidden[0].squeeze(1), hidden[1].squeeze(1))
 
-    def _forward_packed(self, packed: PackedSequence, hx: State | None):
+    def _forward_packed(self, packed: PackedSequence, hx: State | None, backend: str):
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         # Without its indices the padded batch stays in the packed order, longest first.
         padded, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
         hx = self._zero_state(data, padded.size(1)) if hx is None else self.permute_hidden(hx, sorted_indices)
         self.check_forward_args(data, hx, batch_sizes)
-        output, hidden = self._run(padded, hx, lengths)
+        output, hidden = self._run(padded, hx, lengths, backend)
         output = pack_padded_sequence(output, lengths).data
         result = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return result, self.permute_hidden(hidden, unsorted_indices)
@@ -144,7 +146,7 @@ class LSTM(nn.LSTM):
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
         return LayerWeights(*(getattr(self, f"{name}_{suffix}", None) for name in names))
 
-    def _run(self, input: Tensor, hx: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+    def _run(self, input: Tensor, hx: State, lengths: Tensor | None, backend: str) -> tuple[Tensor, State]:
         """Time first: output [T, B, directions * H] and the states [layers * directions, B, H]."""
         groups = 2 if self.bidirectional else 1
         weights = [self._layer_weights(suffix) for suffix in self._suffixes()]
@@ -168,15 +170,10 @@ class LSTM(nn.LSTM):
                 steps=output.size(0),
                 lengths=None if lengths is None else lengths.to(output.device),
                 reverse=[False, True][:groups],
-                backend=self.backend,
+                backend=backend,
                 recompute=self.recompute,
             )
             output = result.output[0] if groups == 1 else torch.cat(result.output.unbind(0), dim=-1)
             h_n.append(result.h_n.transpose(0, 1).flatten(0, 1))
             c_n.append(result.c_n.transpose(0, 1).flatten(0, 1))
         return output, (torch.cat(h_n), torch.cat(c_n))
-
-
-def _check_sequence(steps: int) -> None:
-    if steps == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
