@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -166,8 +167,21 @@ def test_rounds_are_interleaved():
     calls = {name: (lambda name=name: seen.append(name)) for name in "abc"}
     times = measure.interleaved(calls, "cpu", rounds=4)
     assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4, "c": 4}
-    assert len(seen) == 15  # a warm-up before
-    assert all(set(seen[start : start + 3]) == set("abc") for start in range(0, 15, 3))
+    assert len(seen) == 12
+    assert all(set(seen[start : start + 3]) == set("abc") for start in range(0, 12, 3))
+
+
+def test_rounds_stop_when_their_time_is_over():
+    times = measure.interleaved({"a": lambda: time.sleep(0.02)}, "cpu", budget=0.01)
+    assert len(times["a"]) == measure.MIN_ROUNDS
+
+
+def test_quick_stops_in_time(run, monkeypatch):
+    monkeypatch.setattr(unroll_speed, "QUICK_SECONDS", -1)
+    code, printed, result = run("--quick", "--model", "lstm")
+    assert code == 0
+    assert result["rows"] == []
+    assert "--quick starts nothing after" in printed
 
 
 def test_statistics_compare_within_rounds():
@@ -312,7 +326,7 @@ def test_quick_on_the_command_line(tmp_path):
         (["--dtype", "fp8"], "--dtype: invalid choice: 'fp8'"),
         (["--dtype", "fp16"], "--dtype fp16: measured on cpu are fp32, bf16"),
         (["--backend", "fastest"], "--backend: invalid choice: 'fastest'"),
-        (["--backend", "cuda"], "--backend cuda: backend 'cuda' can't run this call"),
+        (["--backend", "cuda"], "--backend cuda: its recurrent kernels are not part of this version"),
         (["--model", "lstm", "--mode", "generation"], "no such model has this mode"),
         (["--steps", "1000000", "--batch", "1000", "--hidden", "4096"], "GiB are free"),
         (["--output", __file__], "--output"),
