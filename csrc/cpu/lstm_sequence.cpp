@@ -15,15 +15,16 @@ struct Choice {
 const Choice& choice() {
   static const Choice chosen = [] {
 #if LSTMVID_X86
-    // LSTMVID_CPU=portable|avx2 holds a machine below its best, to test or to compare.
+    // LSTMVID_CPU=portable|avx2|avx512 holds a machine below its best, to test or to compare.
     const char* limit = std::getenv("LSTMVID_CPU");
-    const bool portable = limit != nullptr && std::strcmp(limit, "portable") == 0;
-    const bool no_avx512 = portable || (limit != nullptr && std::strcmp(limit, "avx2") == 0);
-    if (!no_avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-      return Choice{"avx512", avx512::kKernels};
+    const auto may = [&](const char* name) { return limit == nullptr || std::strcmp(limit, name) == 0; };
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && __builtin_cpu_supports("avx512bf16") && may("avx512bf16")) {
+      return Choice{"avx512bf16", avx512bf16::kKernels};
     }
-    if (!portable && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (avx512 && may("avx512")) return Choice{"avx512", avx512::kKernels};
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && may("avx2")) {
       return Choice{"avx2", avx2::kKernels};
     }
 #endif

@@ -21,15 +21,9 @@ namespace LSTMVID_ISA {
 namespace {
 
 template <class Stored>
-struct ComputeOf {
-  using type = Stored;
-};
-template <>
-struct ComputeOf<bfloat16> {
-  using type = float;
-};
+using Compute = typename Product<Stored>::Scalar;  // of gates and states
 template <class Stored>
-using Compute = typename ComputeOf<Stored>::type;
+using Operand = typename Product<Stored>::Operand;  // of the recurrent product
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t first_of(int64_t items, int rank, int size) { return items * rank / size; }
@@ -90,12 +84,12 @@ struct Forward {
 
   const LstmSequenceFwd& p;
   const int64_t blocks = ceil_div(p.hidden, kV);
-  const int64_t panel_size = p.weight_hh != nullptr ? p.hidden * kPanelWidth<Scalar> : 0;
+  const int64_t panel = p.weight_hh != nullptr ? panel_size<Product<Stored>>(p.hidden) : 0;
   const int64_t stride = padded<Scalar>(p.hidden);
-  Scalar* const packed = static_cast<Scalar*>(p.workspace);
+  Operand<Stored>* const packed = static_cast<Operand<Stored>*>(p.workspace);
 
-  Scalar* slot(int64_t step) const { return packed + blocks * panel_size + (step % 2) * p.batch * stride; }
-  int64_t bytes() const { return (blocks * panel_size + 2 * p.batch * stride) * sizeof(Scalar); }
+  Operand<Stored>* slot(int64_t step) const { return packed + blocks * panel + (step % 2) * p.batch * stride; }
+  int64_t bytes() const { return (blocks * panel + 2 * p.batch * stride) * sizeof(Operand<Stored>); }
   int lanes(int64_t unit) const { return static_cast<int>(p.hidden - unit < kV ? p.hidden - unit : kV); }
 
   void prepare(int64_t block) const {
@@ -106,7 +100,7 @@ struct Forward {
       const int64_t gate = hidden * hidden;
       const Stored* const from[4] = {rows, rows + gate, rows + 2 * gate, rows + 3 * gate};
       const int counts[4] = {count, count, count, count};
-      pack_panel(from, counts, 1, hidden, hidden, packed + block * panel_size);
+      pack_panel<Product<Stored>>(from, counts, 1, hidden, hidden, packed + block * panel);
     }
     for (int64_t b = 0; b < p.batch; ++b) {
       const int64_t at = b * hidden + unit;
@@ -120,7 +114,7 @@ struct Forward {
             const Scalar* sum) const {
     const int64_t hidden = p.hidden, row = time * p.batch + b;
     Scalar* state = static_cast<Scalar*>(p.c_n) + b * hidden + unit;
-    Scalar* h_next = slot(step + 1) + b * stride + unit;
+    Operand<Stored>* h_next = slot(step + 1) + b * stride + unit;
     Stored* output = static_cast<Stored*>(p.output) + row * hidden + unit;
     Stored* gates = p.gates != nullptr ? static_cast<Stored*>(p.gates) + row * 4 * hidden : nullptr;
     Vector c = load(state, count);
@@ -144,19 +138,19 @@ struct Forward {
   }
 
   void step(int64_t step, int64_t block) const {
-    alignas(64) Scalar sums[kPanelRows * kPanelWidth<Scalar>];
+    alignas(64) Scalar sums[kPanelRows * kAccWidth<Scalar>];
     const int64_t time = p.reverse ? p.steps - 1 - step : step, unit = block * kV;
     const int count = lanes(unit);
     const auto peephole = load_peephole(static_cast<const Stored*>(p.peephole), p.hidden, unit, count);
     for (int64_t b = 0; b < p.batch; b += kPanelRows) {
       const int64_t rows = p.batch - b < kPanelRows ? p.batch - b : kPanelRows;
       if (p.weight_hh != nullptr) {
-        multiply_panel(slot(step) + b * stride, stride, rows, packed + block * panel_size, p.hidden, sums);
+        multiply_panel<Product<Stored>>(slot(step) + b * stride, stride, rows, packed + block * panel, p.hidden, sums);
       } else {
-        std::memset(sums, 0, rows * kPanelWidth<Scalar> * sizeof(Scalar));
+        std::memset(sums, 0, rows * kAccWidth<Scalar> * sizeof(Scalar));
       }
       for (int64_t r = 0; r < rows; ++r) {
-        cell(step, time, b + r, unit, count, peephole, sums + r * kPanelWidth<Scalar>);
+        cell(step, time, b + r, unit, count, peephole, sums + r * kAccWidth<Scalar>);
       }
     }
   }
@@ -191,16 +185,17 @@ struct Backward {
 
   const LstmSequenceBwd& p;
   const int64_t blocks = ceil_div(p.hidden, 4 * kV);
-  const int64_t panel_size = 4 * p.hidden * kPanelWidth<Scalar>;
+  const int64_t panel = panel_size<Product<Stored>>(4 * p.hidden);
   const int64_t stride = padded<Scalar>(4 * p.hidden);
-  Scalar* const packed = static_cast<Scalar*>(p.workspace);
-  const int64_t before_carried = blocks * panel_size + 2 * p.batch * stride;
-  const int64_t before_sums = before_carried + ceil_div(p.batch * p.hidden, kV) * kV;
-  Scalar* const carried = packed + before_carried;                                // [B, H]
-  double* const peephole_sums = reinterpret_cast<double*>(packed + before_sums);  // [3, H]: double, T * B terms
+  const int64_t before_carried = (blocks * panel + 2 * p.batch * stride) * sizeof(Operand<Stored>);
+  const int64_t before_sums = before_carried + ceil_div(p.batch * p.hidden, kV) * kVectorBytes;
+  char* const memory = static_cast<char*>(p.workspace);
+  Operand<Stored>* const packed = reinterpret_cast<Operand<Stored>*>(memory);
+  Scalar* const carried = reinterpret_cast<Scalar*>(memory + before_carried);     // [B, H]
+  double* const peephole_sums = reinterpret_cast<double*>(memory + before_sums);  // [3, H]: double, T * B terms
 
-  Scalar* slot(int64_t step) const { return packed + blocks * panel_size + (step % 2) * p.batch * stride; }
-  int64_t bytes() const { return before_sums * sizeof(Scalar) + 3 * p.hidden * sizeof(double); }
+  Operand<Stored>* slot(int64_t step) const { return packed + blocks * panel + (step % 2) * p.batch * stride; }
+  int64_t bytes() const { return before_sums + 3 * p.hidden * sizeof(double); }
   int lanes(int64_t unit) const {
     const int64_t left = p.hidden - unit;
     return static_cast<int>(left < 0 ? 0 : (left < kV ? left : kV));
@@ -212,7 +207,7 @@ struct Backward {
     const Stored* const columns = static_cast<const Stored*>(p.weight_hh) + unit;
     const Stored* const from[4] = {columns, columns + kV, columns + 2 * kV, columns + 3 * kV};
     const int counts[4] = {lanes(unit), lanes(unit + kV), lanes(unit + 2 * kV), lanes(unit + 3 * kV)};
-    pack_panel(from, counts, hidden, 1, 4 * hidden, packed + block * panel_size);
+    pack_panel<Product<Stored>>(from, counts, hidden, 1, 4 * hidden, packed + block * panel);
     const int64_t end = unit + 4 * kV < hidden ? unit + 4 * kV : hidden;
     for (int64_t u = unit; u < end; u += kV) {
       const int count = lanes(u);
@@ -233,7 +228,7 @@ struct Backward {
     const int64_t hidden = p.hidden, time = time_of(step), row = time * p.batch + b, at = b * hidden + unit;
     Scalar* dc_state = static_cast<Scalar*>(p.grad_c_0) + at;
     Stored* grad_gates = static_cast<Stored*>(p.grad_gates) + row * 4 * hidden;
-    Scalar* exchanged = slot(step) + b * stride;
+    Operand<Stored>* exchanged = slot(step) + b * stride;
     Vector dc = load(dc_state, count);
     if (p.grad_cells != nullptr) dc += load(static_cast<const Scalar*>(p.grad_cells) + row * hidden + unit, count);
     dh += load(carried + at, count);
@@ -268,13 +263,14 @@ struct Backward {
 
   // dh of step `step` from dz of the step after it (none for the last); step -1 leaves the gradient of h_0.
   void step(int64_t step, int64_t block) const {
-    alignas(64) Scalar sums[kPanelRows * kPanelWidth<Scalar>];
+    alignas(64) Scalar sums[kPanelRows * kAccWidth<Scalar>];
     for (int64_t b = 0; b < p.batch; b += kPanelRows) {
       const int64_t rows = p.batch - b < kPanelRows ? p.batch - b : kPanelRows;
       if (step < p.steps - 1) {
-        multiply_panel(slot(step + 1) + b * stride, stride, rows, packed + block * panel_size, 4 * p.hidden, sums);
+        multiply_panel<Product<Stored>>(slot(step + 1) + b * stride, stride, rows, packed + block * panel, 4 * p.hidden,
+                                        sums);
       } else {
-        std::memset(sums, 0, rows * kPanelWidth<Scalar> * sizeof(Scalar));
+        std::memset(sums, 0, rows * kAccWidth<Scalar> * sizeof(Scalar));
       }
       for (int j = 0; j < 4; ++j) {
         const int64_t unit = (block * 4 + j) * kV;
@@ -282,7 +278,7 @@ struct Backward {
         if (count == 0) break;
         const Scalar* sum = sums + j * kV;
         if (step < 0) {
-          for (int64_t r = 0; r < rows; ++r, sum += kPanelWidth<Scalar>) {
+          for (int64_t r = 0; r < rows; ++r, sum += kAccWidth<Scalar>) {
             const int64_t at = (b + r) * p.hidden + unit;
             store(static_cast<Stored*>(p.grad_h_0) + at, load(sum, kV) + load(carried + at, count), count);
           }
@@ -290,7 +286,7 @@ struct Backward {
         }
         const auto peephole = load_peephole(static_cast<const Stored*>(p.peephole), p.hidden, unit, count);
         Peephole<Vector> total = no_peephole<Scalar>();
-        for (int64_t r = 0; r < rows; ++r, sum += kPanelWidth<Scalar>) {
+        for (int64_t r = 0; r < rows; ++r, sum += kAccWidth<Scalar>) {
           const Peephole<Vector> part = cell(step, b + r, unit, count, peephole, load(sum, kV));
           total = {total.i + part.i, total.f + part.f, total.o + part.o};
         }

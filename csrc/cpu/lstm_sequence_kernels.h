@@ -13,6 +13,9 @@ struct CpuKernels {
 };
 
 #if LSTMVID_X86
+namespace avx512bf16 {
+extern const CpuKernels kKernels;
+}
 namespace avx512 {
 extern const CpuKernels kKernels;
 }

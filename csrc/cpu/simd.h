@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace lstmvid {
 namespace LSTMVID_ISA {
@@ -55,6 +56,16 @@ inline __attribute__((always_inline)) To bits_as(const From& from) {
 struct bfloat16 {
   uint16_t bits;
 };
+
+// One element as an operand: itself, or a bfloat16 widened.
+template <class To, class From>
+inline To converted(From value) {
+  if constexpr (std::is_same_v<To, From>) {
+    return value;
+  } else {
+    return bits_as<To>(static_cast<uint32_t>(value.bits) << 16);
+  }
+}
 
 // ---- Memory: `count` of a register's lanes, the rest is zero. Converts bfloat16 to and from float. ----
 

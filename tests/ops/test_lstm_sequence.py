@@ -107,7 +107,7 @@ def test_recomputing_saves_memory():
     assert cells.shape == (1, 1, 3, *output.shape[2:])
 
 
-@pytest.mark.parametrize("instruction_set", ["avx2", "portable"])
+@pytest.mark.parametrize("instruction_set", ["avx512", "avx2", "portable"])
 def test_other_instruction_sets(instruction_set):
     """The kernels for lesser processors, each in a process of its own: the choice is made once."""
     script = (

@@ -52,7 +52,7 @@ struct LstmSequenceBwd {
   void* workspace;          // lstm_sequence_bwd_workspace() bytes, aligned to 64
 };
 
-// CPU: which instruction set serves ("avx512", "avx2" or "portable"), chosen once from what the processor has.
+// CPU: which instruction set serves ("avx512bf16", "avx512", "avx2" or "portable"), chosen once from what the processor has.
 const char* cpu_instruction_set();
 
 int64_t lstm_sequence_fwd_workspace(const LstmSequenceFwd& p);
