@@ -20,6 +20,8 @@ BIN := $(VENV)/bin
 # By way of Python: with the torch of another environment, that environment's ruff is taken too, and has no command here.
 RUFF := $(BIN)/python -m ruff
 CLANG_FORMAT := $(BIN)/python -c 'import clang_format; clang_format.clang_format()'
+# A process a core, each with one thread of torch's unless a test sets its own number.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 INSTALLED := $(VENV)/.installed
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 HAS_TORCH := -c 'import torch; assert [int(n) for n in torch.__version__.split(".")[:2]] >= [2, 11]' 2>/dev/null
@@ -40,10 +42,10 @@ bench: $(INSTALLED) ## Compare speed with torch.nn.LSTM (BENCH_ARGS='--quick' fo
 	$(BIN)/python benchmarks/unroll_speed.py $(BENCH_ARGS)
 
 test: lint ## Style, layers and all quick tests
-	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 test-all: lint ## The slow tests too
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## Check style without changing anything
 	$(RUFF) check .

@@ -104,10 +104,14 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 
 
 def test_failed_writing_leaves_the_old_file(tmp_path):
+    def write_half():
+        with written_whole(path) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), written_whole(path) as partial:
-        partial.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]

@@ -93,7 +93,9 @@ def test_run_folder(settings):
     batches = ValidationBatches(sequences(config.data, config.seed, VALIDATION), 5, 2)
     module.eval()
     with torch.no_grad():
-        total = sum(batch.shape[1] * module(batch, 1.0).prediction_loss.item() for batch in map(batches.__getitem__, range(3)))
+        total = sum(
+            batch.shape[1] * module(batch, 1.0).prediction_loss.item() for batch in map(batches.__getitem__, range(3))
+        )
     assert total / 5 == pytest.approx(min(validated.values()), rel=1e-6)
 
 
@@ -169,15 +171,22 @@ def test_summed_gradients(settings):
 def test_old_run_is_not_overwritten(settings):
     folder = run(settings)
     before = (folder / "last.ckpt").read_bytes()
-    with pytest.raises(FileExistsError, match="already holds a run: pass --resume to go on with it, or another --output"):
+    with pytest.raises(
+        FileExistsError, match="already holds a run: pass --resume to go on with it, or another --output"
+    ):
         run(settings)
     assert (folder / "last.ckpt").read_bytes() == before
 
 
-def test_resuming_another_run_is_refused(settings):
+@pytest.mark.parametrize(
+    ("section", "name", "value"), [("model", "hidden_size", 7), ("data", "batch_size", 3), ("trainer", "devices", 2)]
+)
+def test_resuming_another_run_is_refused(settings, section, name, value):
     run(settings)
-    settings["model"]["hidden_size"] = 7
-    with pytest.raises(ValueError, match=r"last\.ckpt can't be resumed with model\.hidden_size 7: the run has 6"):
+    settings[section][name] = value
+    with pytest.raises(
+        ValueError, match=rf"last\.ckpt can't be resumed with {section}\.{name} {value}: the run has \d"
+    ):
         run(settings, resume=True)
 
 

@@ -1,0 +1,120 @@
+"""``lstmvid evaluate``: the predictor on its own output, and the reconstruction, beside the floors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+import lstmvid
+from lstmvid.cli.sources import Source, parser, positive
+from lstmvid.evaluation import FrameMetrics, floors, mean_image
+from lstmvid.training.checkpoint import written_whole
+
+_MEAN_OVER = 1000  # training sequences: more change the mean image's scores by less than 0.1%
+
+_COLUMNS = {"cross_entropy": "cross-entropy", "mse": "MSE", "mae": "MAE", "ssim": "SSIM", "psnr": "PSNR"}
+_FLOORS = {"mean_image": "mean image", "copy_last": "copy of the last frame", "black": "black"}
+
+
+def main(arguments: list[str]) -> int:
+    """Score a model and print a table."""
+    options = parser("evaluate", "Score a model's predictions and reconstructions beside floors.")
+    options.add_argument("--sequences", type=positive, help="how many (default: 1000, or the whole test set)")
+    options.add_argument("--batch-size", type=positive, default=100, help="(default: %(default)s)")
+    options.add_argument("--json", type=Path, metavar="PATH", help="also write all figures to a file")
+    arguments = options.parse_args(arguments)
+    source = Source.from_arguments(arguments)
+    console = Console()
+
+    count = source.count(arguments.sequences, default=1000)
+
+    def batches(what: str) -> Iterable[Tensor]:
+        total, quiet = math.ceil(count / arguments.batch_size), not console.is_terminal
+        several = source.batches(count, arguments.batch_size)
+        return track(several, what, total, console=console, transient=True, disable=quiet)
+
+    scores = score(source.model, batches("scoring"), source.data.input_frames)
+    mean = mean_image(source.training_sequences(_MEAN_OVER))
+    pairs = (_split(batch, source.data.input_frames) for batch in batches("floors"))
+    scores["floors"] = floors(pairs, mean, structure=_images(source.model))
+    scores["sequences"] = count
+    if arguments.json:
+        with written_whole(arguments.json) as partial:
+            partial.write_text(json.dumps(scores, indent=2) + "\n")
+    _print(scores, console)
+    return 0
+
+
+@torch.no_grad()
+def score(model: lstmvid.FusedComposite, batches: Iterable[Tensor], input_frames: int) -> dict[str, Any]:
+    """Score a model on sequences, its predictor running on its own output.
+
+    Args:
+        model: in eval mode, time first.
+        batches: ``(T, B, *frame_shape)`` each.
+        input_frames: how many of the ``T`` the model sees.
+
+    Returns:
+        ``prediction``, ``reconstruction`` (those that the model has): `FrameMetrics.compute()`; ``prediction_per_step``
+        a list for each metric.
+    """
+    options = {"cross_entropy": model.config["likelihood"] == "bernoulli", "structure": _images(model)}
+    prediction, reconstruction = FrameMetrics(**options), FrameMetrics(**options)
+    for batch in batches:
+        inputs, targets = _split(batch, input_frames)
+        if model.predictor is None:
+            out = model(inputs)
+        else:
+            out = model(inputs, targets, feedback=1.0)
+            prediction.update(out.prediction, targets)
+        if model.reconstructor is not None:
+            reconstruction.update(out.reconstruction, inputs)
+    scores: dict[str, Any] = {}
+    if model.predictor is not None:
+        scores["prediction"] = prediction.compute()
+        scores["prediction_per_step"] = {name: curve.tolist() for name, curve in prediction.per_step().items()}
+    if model.reconstructor is not None:
+        scores["reconstruction"] = reconstruction.compute()
+    return scores
+
+
+def _split(batch: Tensor, input_frames: int) -> tuple[Tensor, Tensor]:
+    return batch[:input_frames], batch[input_frames:]
+
+
+def _images(model: lstmvid.FusedComposite) -> bool:
+    return len(model.frame_shape) == 3 and min(model.frame_shape[1:]) >= 11  # SSIM's window
+
+
+def _print(scores: dict[str, Any], console: Console) -> None:
+    rows = {name: scores[name] for name in ("prediction", "reconstruction") if name in scores}
+    rows |= {f"floor: {label}": scores["floors"][name] for name, label in _FLOORS.items()}
+    caption = (
+        f"{scores['sequences']} sequences; per frame: cross-entropy in nats, MSE and MAE summed over the pixels. "
+        "The prediction runs on its own output; the floors are for the frames to predict."
+    )
+    _print_table(console, "Averages", rows, caption)
+    if "prediction_per_step" in scores:
+        curves = scores["prediction_per_step"]
+        steps = [dict(zip(curves, values, strict=True)) for values in zip(*curves.values(), strict=True)]
+        _print_table(console, "Prediction, step by step", {str(n): row for n, row in enumerate(steps, start=1)})
+
+
+def _print_table(console: Console, title: str, rows: dict[str, dict[str, float]], caption: str | None = None) -> None:
+    table = Table(title=title, caption=caption)
+    table.add_column("")
+    for label in _COLUMNS.values():
+        table.add_column(label, justify="right")
+    for label, row in rows.items():
+        figures = ("" if name not in row else f"{row[name]:.{3 if name == 'ssim' else 1}f}" for name in _COLUMNS)
+        table.add_row(label, *figures)
+    console.print(table)
