@@ -80,9 +80,9 @@ def statistics(times: list[float], baseline: list[float] | None, flops: int, mov
 
 def set_tf32(on: bool) -> None:
     """Whether a GPU multiplies float32 in its short format, in cuDNN and in the plain products alike."""
-    precision = "tf32" if on else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.rnn.fp32_precision = precision
+    # The newer fp32_precision flags can't be mixed with these, which torch itself still reads, torch.export for one.
+    torch.backends.cuda.matmul.allow_tf32 = on
+    torch.backends.cudnn.allow_tf32 = on
 
 
 def gemm_peak(dtype: torch.dtype, device: str) -> tuple[float, str]:

@@ -93,9 +93,9 @@ def run(case: Case, backend: str | None, *, backward: bool = True) -> Outcome:
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
     reverse = list(case.reverse) * (case.groups // len(case.reverse))
     if backend is None:
-        state = torch.float32 if case.dtype in (torch.bfloat16, torch.float16) else case.dtype
+        # With cell states of the operands' own dtype, all of it is computed in that dtype, as torch code usually is.
         output, h_n, c_n, _, cells, _ = reference.forward(
-            *(inputs, h_0, c_0.to(state), weights, lengths, case.steps, case.bias, case.peephole, reverse),
+            *(inputs, h_0, c_0, weights, lengths, case.steps, case.bias, case.peephole, reverse),
             *(False, case.all_cells, False, case.chunk),
         )
     else:
