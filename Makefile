@@ -32,10 +32,10 @@ HAS_TORCH := -c 'import torch; assert [int(n) for n in torch.__version__.split("
 help: ## List what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## Train on Moving MNIST for some minutes, write pictures, show a short speed table
-	$(BIN)/lstmvid train --config configs/demo.yaml
-	$(BIN)/lstmvid evaluate --config configs/demo.yaml
-	$(BIN)/lstmvid predict --config configs/demo.yaml
+demo: $(INSTALLED) ## Train on Moving MNIST for about three minutes, score, draw, compare speed; in runs/demo
+	$(BIN)/lstmvid train --config configs/demo.yaml --resume
+	$(BIN)/lstmvid evaluate runs/demo
+	$(BIN)/lstmvid predict runs/demo
 	$(BIN)/python benchmarks/unroll_speed.py --quick
 
 bench: $(INSTALLED) ## Compare speed with torch.nn.LSTM (BENCH_ARGS='--quick' for a short run)
