@@ -1,5 +1,9 @@
 #include "thread_team.h"
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include <atomic>
 #include <system_error>
 #include <thread>
@@ -43,6 +47,22 @@ void ThreadTeam::barrier() {
   wait_until([&] { return state_->generation.load(std::memory_order_acquire) != generation; });
 }
 
+#if defined(_OPENMP) && !defined(__SANITIZE_THREAD__)
+
+void ThreadTeam::run(int threads, Body body, const void* context) {
+  State state;
+  ThreadTeam team;
+  team.state_ = &state;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp single
+    team.size_ = omp_get_num_threads();  // implies a barrier: all see the size before they begin
+    body(context, team, omp_get_thread_num());
+  }
+}
+
+#else
+
 void ThreadTeam::run(int threads, Body body, const void* context) {
   State state;
   ThreadTeam team;
@@ -63,5 +83,7 @@ void ThreadTeam::run(int threads, Body body, const void* context) {
   body(context, team, 0);
   for (std::thread& worker : workers) worker.join();
 }
+
+#endif
 
 }  // namespace lstmvid

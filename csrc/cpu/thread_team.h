@@ -1,6 +1,8 @@
-// Threads that live for one call and meet at barriers.
+// Threads that work together for one call and meet at barriers.
 //
-// No pool outlives the call, so a fork in between is harmless and nothing spins while torch's own threads work.
+// They are OpenMP's, which torch uses too: threads of our own would share their processors with torch's, which spin for
+// milliseconds after each of its products in wait for the next. Where the compiler has no OpenMP (and under
+// ThreadSanitizer, which doesn't see through it), they are started and joined in each call.
 #pragma once
 
 namespace lstmvid {
