@@ -141,7 +141,8 @@ def forward(
     if all_cells or (save and not recompute):
         cells = stack("cells")
     elif save:
-        cells = torch.stack([_checkpoints(stack("cells")[g], c_0[g], chunk, reverse=reverse[g]) for g in range(groups)])
+        every = stack("cells")
+        cells = torch.stack([_checkpoints(every[g], c_0[g], chunk, reverse=reverse[g]) for g in range(groups)])
     if save and not recompute:
         gates = stack("gates")
     return output.clone(), h_n, c_n, hidden, cells, gates
