@@ -4,6 +4,7 @@
 #   make TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu' test
 #                                   another torch: PyPI's own Linux build brings some GB of CUDA libraries, this one none
 #   make LSTMVID_CUDA=OFF test      AUTO (with CUDA if nvcc is found), ON or OFF; after `make clean` if it was built before
+#   make LSTMVID_CUDA_ARCHS='80;90a' test   GPUs to compile for, instead of those in the machine, else all; likewise
 #   make PYTEST_ARGS='-k peephole' test
 #
 # torch is taken from $(PYTHON) if that has 2.11 or newer; else it is installed into .venv.
@@ -12,7 +13,7 @@ PYTHON ?= python3
 TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-export LSTMVID_CUDA
+export LSTMVID_CUDA LSTMVID_CUDA_ARCHS
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VENV := .venv
@@ -23,7 +24,8 @@ CLANG_FORMAT := $(BIN)/python -c 'import clang_format; clang_format.clang_format
 # A process a core, each with one thread of torch's unless a test sets its own number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 INSTALLED := $(VENV)/.installed
-CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+SOURCES = $(shell find $(1) -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+CSRC := $(call SOURCES,csrc)
 HAS_TORCH := -c 'import torch; assert [int(n) for n in torch.__version__.split(".")[:2]] >= [2, 11]' 2>/dev/null
 
 .DELETE_ON_ERROR:
@@ -50,12 +52,12 @@ test-all: lint ## The slow tests too
 lint: $(INSTALLED) ## Check style without changing anything
 	$(RUFF) check .
 	$(RUFF) format --check .
-	$(CLANG_FORMAT) --dry-run -Werror $(CSRC)
+	$(CLANG_FORMAT) --dry-run -Werror $(CSRC) $(call SOURCES,tests)
 
 format: $(INSTALLED) ## Put everything into the project's style
 	$(RUFF) check --fix .
 	$(RUFF) format .
-	$(CLANG_FORMAT) -i $(CSRC)
+	$(CLANG_FORMAT) -i $(CSRC) $(call SOURCES,tests)
 
 docs: $(INSTALLED) ## Write the API reference into build/docs
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[docs]'

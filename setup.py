@@ -2,6 +2,8 @@
 
 Environment:
     LSTMVID_CUDA: AUTO (the default: with CUDA if a compiler for it is found), ON or OFF.
+    LSTMVID_CUDA_ARCHS: GPUs to compile for, such as `80;90a`; by default the ones in this machine, or, where there is
+        none, all that are served.
     CMAKE_ARGS: further arguments for CMake, as other packages take them, e.g. ``-DCMAKE_BUILD_TYPE=Debug``.
 """
 
@@ -66,6 +68,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DLSTMVID_CUDA={os.environ.get('LSTMVID_CUDA') or 'AUTO'}",
+            f"-DLSTMVID_CUDA_ARCHS={os.environ.get('LSTMVID_CUDA_ARCHS', '')}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         install = [cmake, "--install", str(build_dir), "--prefix", str(package_dir)]

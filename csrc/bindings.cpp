@@ -1,14 +1,31 @@
 // The Python module lstmvid._C: raw pointers, sizes, dtype. The only file that knows pybind11; nothing knows torch.
 //
-// lstmvid/backends validates tensors before their pointers come here.
+// lstmvid/backends validates tensors before their pointers come here. With LSTMVID_EMULATED=1 it is the tests' module
+// lstmvid_emulated, which has the CUDA functions alone, run by csrc/emulation.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
 
+#ifndef LSTMVID_EMULATED
+#define LSTMVID_EMULATED 0
+#endif
+
+#include "lstmvid/dtype.h"
+#if !LSTMVID_EMULATED
 #include "cpu/memory.h"
 #include "lstmvid/lstm_sequence.h"
+#endif
+#if LSTMVID_WITH_CUDA || LSTMVID_EMULATED
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "lstmvid/lstm_sequence_cuda.h"
+#endif
 #if LSTMVID_WITH_CUDA
+#include <cuda_runtime_api.h>
+
 #include "lstmvid/device_limits.h"
 #endif
 
@@ -21,6 +38,7 @@ T* pointer(const py::dict& arguments, const char* name) {
   return reinterpret_cast<T*>(arguments[name].cast<uintptr_t>());  // 0 is null: an absent tensor
 }
 
+#if !LSTMVID_EMULATED
 // What both directions of the recurrence have in common.
 template <class Parameters>
 Parameters common(const py::dict& arguments) {
@@ -73,15 +91,7 @@ void run_released(void (*kernel)(const Parameters&), const Parameters& p) {
   kernel(p);
 }
 
-}  // namespace
-
-PYBIND11_MODULE(_C, module) {
-  using lstmvid::DType;
-  module.doc() = "Native kernels of lstmvid.";
-  module.attr("FLOAT32") = static_cast<int>(DType::kFloat32);
-  module.attr("FLOAT64") = static_cast<int>(DType::kFloat64);
-  module.attr("BFLOAT16") = static_cast<int>(DType::kBFloat16);
-  module.attr("WITH_CUDA") = static_cast<bool>(LSTMVID_WITH_CUDA);
+void define_cpu(py::module_& module) {
   module.def("cpu_instruction_set", &lstmvid::cpu_instruction_set);
   module.def("advise_huge_pages", [](uintptr_t memory, int64_t bytes) {
     lstmvid::advise_huge_pages(reinterpret_cast<void*>(memory), bytes);
@@ -98,7 +108,119 @@ PYBIND11_MODULE(_C, module) {
   module.def("lstm_sequence_bwd_cpu", [](const py::kwargs& arguments) {
     run_released(&lstmvid::lstm_sequence_bwd_cpu, backward_parameters(arguments));
   });
+}
+#endif  // !LSTMVID_EMULATED
+
+#if LSTMVID_WITH_CUDA || LSTMVID_EMULATED
+template <class T>
+lstmvid::Grouped<T> grouped(const py::dict& arguments, const std::string& name) {
+  return {pointer<T>(arguments, name.c_str()), arguments[(name + "_stride").c_str()].cast<int64_t>()};
+}
+
+// A pointer of each group.
+void take_pointers(const void* (&pointers)[lstmvid::kMaxGroups], const py::dict& arguments, const char* name) {
+  const auto given = arguments[name].cast<std::vector<uintptr_t>>();
+  if (given.size() != arguments["groups"].cast<size_t>() || given.size() > lstmvid::kMaxGroups) {
+    throw std::invalid_argument(std::string(name) + ": one for each of at most " + std::to_string(lstmvid::kMaxGroups) +
+                                " groups, got " + std::to_string(given.size()));
+  }
+  for (size_t group = 0; group < given.size(); ++group) pointers[group] = reinterpret_cast<const void*>(given[group]);
+}
+
+lstmvid::LstmSequenceFwdCuda cuda_forward_parameters(const py::dict& arguments) {
+  lstmvid::LstmSequenceFwdCuda p{};
+  p.steps = arguments["steps"].cast<int64_t>();
+  p.batch = arguments["batch"].cast<int64_t>();
+  p.hidden = arguments["hidden"].cast<int64_t>();
+  p.first_step = arguments["first_step"].cast<int64_t>();
+  p.end_step = arguments["end_step"].cast<int64_t>();
+  p.groups = arguments["groups"].cast<int>();
+  p.dtype = static_cast<lstmvid::DType>(arguments["dtype"].cast<int>());
+  p.allow_tf32 = arguments["allow_tf32"].cast<bool>();
+  p.reverse = arguments["reverse"].cast<uint32_t>();
+  p.max_polls = arguments["max_polls"].cast<uint64_t>();
+  take_pointers(p.weight_hh, arguments, "weight_hh");
+  take_pointers(p.bias, arguments, "bias");
+  take_pointers(p.peephole, arguments, "peephole");
+  p.projection = grouped<const void>(arguments, "projection");
+  p.h_0 = grouped<const void>(arguments, "h_0");
+  p.c_0 = grouped<const float>(arguments, "c_0");
+  p.lengths = pointer<const int64_t>(arguments, "lengths");
+  p.output = grouped<void>(arguments, "output");
+  p.h_n = grouped<void>(arguments, "h_n");
+  p.c_n = grouped<float>(arguments, "c_n");
+  p.cells = grouped<float>(arguments, "cells");
+  p.gates = grouped<void>(arguments, "gates");
+  p.workspace = pointer<void>(arguments, "workspace");
+  return p;
+}
+
+lstmvid::LstmSequencePlan plan(const py::dict& arguments) {
+  lstmvid::LstmSequencePlan result{};
+  result.cluster = arguments["cluster"].cast<int>();
+  result.clusters = arguments["clusters"].cast<int>();
+  result.replicas = arguments["replicas"].cast<int>();
+  result.unit_blocks = arguments["unit_blocks"].cast<int>();
+  result.tile_columns = arguments["tile_columns"].cast<int>();
+  result.register_rounds = arguments["register_rounds"].cast<int>();
+  result.resident_rounds = arguments["resident_rounds"].cast<int>();
+  result.hidden_stage_rounds = arguments["hidden_stage_rounds"].cast<int>();
+  result.hidden_stages = arguments["hidden_stages"].cast<int>();
+  result.weight_stages = arguments["weight_stages"].cast<int>();
+  result.cells_in_shared = arguments["cells_in_shared"].cast<bool>();
+  return result;
+}
+
+// Makes a device current for as long as it lives. Emulated, there is one.
+class CurrentDevice {
+ public:
 #if LSTMVID_WITH_CUDA
+  explicit CurrentDevice(int ordinal) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    changes_ = ordinal != before_;
+    if (changes_) check(cudaSetDevice(ordinal), "cudaSetDevice");
+  }
+  ~CurrentDevice() {
+    if (changes_) cudaSetDevice(before_);
+  }
+
+ private:
+  static void check(cudaError_t status, const char* call) {
+    if (status != cudaSuccess) throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status));
+  }
+  int before_ = 0;
+  bool changes_ = false;
+#else
+  explicit CurrentDevice(int) {}
+#endif
+};
+
+void define_cuda(py::module_& module) {
+  module.def("lstm_sequence_fwd_cuda_shared_bytes", [](const py::kwargs& arguments) {
+    return lstmvid::lstm_sequence_fwd_cuda_shared_bytes(cuda_forward_parameters(arguments), plan(arguments));
+  });
+  module.def("lstm_sequence_fwd_cuda_workspace", [](const py::kwargs& arguments) {
+    return lstmvid::lstm_sequence_fwd_cuda_workspace(cuda_forward_parameters(arguments), plan(arguments));
+  });
+  module.def("lstm_sequence_fwd_cuda_active_clusters", [](int device, int cluster, int64_t shared_bytes) {
+    const CurrentDevice current(device);
+    return lstmvid::lstm_sequence_fwd_cuda_active_clusters(cluster, shared_bytes);
+  });
+  module.def(
+      "lstm_sequence_fwd_cuda",
+      [](int device, uintptr_t stream, const py::kwargs& arguments) {
+        const lstmvid::LstmSequenceFwdCuda p = cuda_forward_parameters(arguments);
+        const lstmvid::LstmSequencePlan chosen = plan(arguments);
+        const py::gil_scoped_release release;
+        const CurrentDevice current(device);
+        lstmvid::lstm_sequence_fwd_cuda(p, chosen, reinterpret_cast<void*>(stream));
+      },
+      py::arg("device"), py::arg("stream"));
+}
+#endif  // LSTMVID_WITH_CUDA || LSTMVID_EMULATED
+
+#if LSTMVID_WITH_CUDA
+void define_devices(py::module_& module) {
   // (number of devices, why there is none)
   module.def("cuda_device_count", [] {
     std::string why_none;
@@ -120,5 +242,34 @@ PYBIND11_MODULE(_C, module) {
     named["has_cooperative_launch"] = limits.has_cooperative_launch;
     return named;
   });
+}
+#endif
+
+void define_dtypes(py::module_& module) {
+  using lstmvid::DType;
+  module.attr("FLOAT32") = static_cast<int>(DType::kFloat32);
+  module.attr("FLOAT64") = static_cast<int>(DType::kFloat64);
+  module.attr("BFLOAT16") = static_cast<int>(DType::kBFloat16);
+  module.attr("FLOAT16") = static_cast<int>(DType::kFloat16);
+}
+
+}  // namespace
+
+#if LSTMVID_EMULATED
+PYBIND11_MODULE(lstmvid_emulated, module) {
+  module.doc() = "The CUDA kernels of lstmvid, run by the emulator.";
+  define_dtypes(module);
+  define_cuda(module);
+}
+#else
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Native kernels of lstmvid.";
+  define_dtypes(module);
+  define_cpu(module);
+  module.attr("WITH_CUDA") = static_cast<bool>(LSTMVID_WITH_CUDA);
+#if LSTMVID_WITH_CUDA
+  define_devices(module);
+  define_cuda(module);
 #endif
 }
+#endif

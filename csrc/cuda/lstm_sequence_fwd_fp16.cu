@@ -1,0 +1,7 @@
+#include "cuda/lstm_sequence_fwd.cuh"
+
+namespace lstmvid {
+
+template void launch_fwd<Precision::kFloat16>(const FwdParameters& parameters, void* stream);
+
+}  // namespace lstmvid

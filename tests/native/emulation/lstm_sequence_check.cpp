@@ -1,0 +1,308 @@
+// The forward recurrence's kernels, emulated, against the equations in double precision.
+//
+//   lstm_sequence_check hidden=40 batch=5 steps=3 dtype=bf16 cluster=2 clusters=2 ... [seed=N]
+//
+// Arguments: sizes and plan fields by their names in lstm_sequence_cuda.h, with the defaults below; `input`, `peephole`,
+// `save`, `ragged`, `tf32` (0 or 1), `reverse` (bits), `chunk` (steps a launch), `repeat` (the same bits again, under another
+// schedule). Prints the largest error; exits with 1 where it is too large, where memory beside the results was written, or
+// where the machine reports a fault.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/primitives/numeric.h"
+#include "emulation/runtime.h"
+#include "lstmvid/lstm_sequence_cuda.h"
+
+namespace lstmvid {
+namespace {
+
+using Arguments = std::map<std::string, int64_t>;
+
+Arguments parse(int count, char** words) {
+  Arguments a{{"steps", 3},           {"batch", 5},
+              {"hidden", 40},         {"groups", 1},
+              {"cluster", 1},         {"clusters", 1},
+              {"replicas", 1},        {"unit_blocks", 8},
+              {"tile_columns", 8},    {"register_rounds", 0},
+              {"resident_rounds", 0}, {"hidden_stage_rounds", 1},
+              {"hidden_stages", 2},   {"weight_stages", 2},
+              {"cells_in_shared", 1}, {"input", 1},
+              {"peephole", 1},        {"save", 1},
+              {"ragged", 0},          {"reverse", 0},
+              {"chunk", 0},           {"seed", 0},
+              {"dtype", 2},           {"tf32", 0},
+              {"repeat", 0},          {"max_polls", 0}};
+  const std::map<std::string, int64_t> dtypes{{"fp32", 0}, {"bf16", 2}, {"fp16", 3}};
+  for (int i = 1; i < count; ++i) {
+    const std::string word = words[i];
+    const auto equals = word.find('=');
+    const std::string name = word.substr(0, equals), value = equals == std::string::npos ? "" : word.substr(equals + 1);
+    if (a.count(name) == 0 || value.empty()) throw std::invalid_argument("what is '" + word + "'?");
+    a[name] = name == "dtype" ? dtypes.at(value) : std::stoll(value);
+  }
+  return a;
+}
+
+// Tensors of the operands' type, and what they are as doubles. Unset elements are NaN.
+struct Operands {
+  DType dtype;
+  std::vector<uint8_t> bytes;
+
+  Operands(DType dtype, int64_t elements) : dtype(dtype), bytes(elements * size(), 0xff) {}
+  int64_t size() const { return dtype == DType::kFloat32 ? 4 : 2; }
+  int64_t elements() const { return static_cast<int64_t>(bytes.size()) / size(); }
+  double get(int64_t i) const {
+    if (dtype == DType::kFloat32) return reinterpret_cast<const float*>(bytes.data())[i];
+    const uint16_t bits = reinterpret_cast<const uint16_t*>(bytes.data())[i];
+    return dtype == DType::kBFloat16 ? to_float(BFloat16{bits}) : to_float(Float16{bits});
+  }
+  void set(int64_t i, double x) {
+    const auto y = static_cast<float>(x);
+    if (dtype == DType::kFloat32) {
+      reinterpret_cast<float*>(bytes.data())[i] = y;
+    } else {
+      reinterpret_cast<uint16_t*>(bytes.data())[i] =
+          dtype == DType::kBFloat16 ? from_float<BFloat16>(y).bits : from_float<Float16>(y).bits;
+    }
+  }
+};
+
+struct Call {
+  Arguments a;
+  int64_t T, B, H, G;
+  DType dtype;
+  std::vector<Operands> weight_hh, bias, peephole;
+  Operands projection, h_0;
+  std::vector<float> c_0;
+  std::vector<int64_t> lengths;
+
+  explicit Call(const Arguments& arguments)
+      : a(arguments),
+        T(a["steps"]),
+        B(a["batch"]),
+        H(a["hidden"]),
+        G(a["groups"]),
+        dtype(static_cast<DType>(a["dtype"])),
+        projection(dtype, a["input"] != 0 ? G * T * B * 4 * H : 0),
+        h_0(dtype, G * B * H),
+        c_0(G * B * H) {
+    std::mt19937_64 random(a["seed"] + 1);
+    std::normal_distribution<double> normal;
+    const auto fill = [&](Operands& x, double scale) {
+      for (int64_t i = 0; i < x.elements(); ++i) x.set(i, scale * normal(random));
+    };
+    for (int64_t g = 0; g < G; ++g) {
+      weight_hh.emplace_back(dtype, 4 * H * H);
+      bias.emplace_back(dtype, 4 * H);
+      peephole.emplace_back(dtype, 3 * H);
+      fill(weight_hh[g], 1 / std::sqrt(static_cast<double>(H)));
+      fill(bias[g], 0.5);
+      fill(peephole[g], a["peephole"] != 0 ? 0.3 : 0.0);
+    }
+    fill(projection, 1.0);
+    fill(h_0, 0.5);
+    for (float& c : c_0) c = static_cast<float>(0.5 * normal(random));
+    for (int64_t b = 0; b < B; ++b) lengths.push_back(static_cast<int64_t>(random() % (T + 1)));
+  }
+};
+
+struct Results {
+  Operands output, h_n, gates;
+  std::vector<float> c_n, cells;
+
+  explicit Results(const Call& call)
+      : output(call.dtype, call.G * call.T * call.B * call.H),
+        h_n(call.dtype, call.G * call.B * call.H),
+        gates(call.dtype, call.G * call.T * call.B * 4 * call.H),
+        c_n(call.G * call.B * call.H, std::numeric_limits<float>::quiet_NaN()),
+        cells(call.G * call.T * call.B * call.H, std::numeric_limits<float>::quiet_NaN()) {}
+  bool operator==(const Results& other) const {
+    const auto same = [](const std::vector<float>& x, const std::vector<float>& y) {
+      return std::memcmp(x.data(), y.data(), x.size() * 4) == 0;
+    };
+    return output.bytes == other.output.bytes && h_n.bytes == other.h_n.bytes && gates.bytes == other.gates.bytes &&
+           same(c_n, other.c_n) && same(cells, other.cells);
+  }
+};
+
+Results run(Call& call) {
+  Arguments& a = call.a;
+  Results results(call);
+  LstmSequenceFwdCuda p{};
+  p.steps = call.T;
+  p.batch = call.B;
+  p.hidden = call.H;
+  p.groups = static_cast<int>(call.G);
+  p.dtype = call.dtype;
+  p.allow_tf32 = a["tf32"] != 0;
+  p.reverse = static_cast<uint32_t>(a["reverse"]);
+  p.max_polls = static_cast<uint64_t>(a["max_polls"]);
+  for (int64_t g = 0; g < call.G; ++g) {
+    p.weight_hh[g] = call.weight_hh[g].bytes.data();
+    if (a["input"] == 0) p.bias[g] = call.bias[g].bytes.data();
+    if (a["peephole"] != 0) p.peephole[g] = call.peephole[g].bytes.data();
+  }
+  const int64_t state = call.B * call.H, sequence = call.T * state;
+  if (a["input"] != 0) p.projection = {call.projection.bytes.data(), 4 * sequence};
+  p.h_0 = {call.h_0.bytes.data(), state};
+  p.c_0 = {call.c_0.data(), state};
+  p.lengths = a["ragged"] != 0 ? call.lengths.data() : nullptr;
+  p.output = {results.output.bytes.data(), sequence};
+  p.h_n = {results.h_n.bytes.data(), state};
+  p.c_n = {results.c_n.data(), state};
+  if (a["save"] != 0) {
+    p.cells = {results.cells.data(), sequence};
+    p.gates = {results.gates.bytes.data(), 4 * sequence};
+  }
+  LstmSequencePlan plan{};
+  plan.cluster = static_cast<int>(a["cluster"]);
+  plan.clusters = static_cast<int>(a["clusters"]);
+  plan.replicas = static_cast<int>(a["replicas"]);
+  plan.unit_blocks = static_cast<int>(a["unit_blocks"]);
+  plan.tile_columns = static_cast<int>(a["tile_columns"]);
+  plan.register_rounds = static_cast<int>(a["register_rounds"]);
+  plan.resident_rounds = static_cast<int>(a["resident_rounds"]);
+  plan.hidden_stage_rounds = static_cast<int>(a["hidden_stage_rounds"]);
+  plan.hidden_stages = static_cast<int>(a["hidden_stages"]);
+  plan.weight_stages = static_cast<int>(a["weight_stages"]);
+  plan.cells_in_shared = a["cells_in_shared"] != 0;
+
+  p.end_step = call.T;
+  const int64_t bytes = lstm_sequence_fwd_cuda_workspace(p, plan);
+  constexpr int64_t kGuard = 256;
+  std::vector<uint8_t> memory(bytes + 2 * kGuard + 256, 0xff);
+  auto at = reinterpret_cast<uintptr_t>(memory.data()) + kGuard;
+  p.workspace = reinterpret_cast<void*>((at + 255) / 256 * 256);
+  const int64_t chunk = a["chunk"] != 0 ? a["chunk"] : call.T;
+  for (int64_t first = 0; first < call.T; first += chunk) {
+    p.first_step = first;
+    p.end_step = std::min(call.T, first + chunk);
+    lstm_sequence_fwd_cuda(p, plan, nullptr);
+  }
+  const auto* end = static_cast<const uint8_t*>(p.workspace) + bytes;
+  for (int64_t i = 0; i < kGuard; ++i) {
+    if (end[i] != 0xff || static_cast<const uint8_t*>(p.workspace)[-1 - i] != 0xff) {
+      throw std::runtime_error("memory beside the workspace was written");
+    }
+  }
+  return results;
+}
+
+// The equations, operands rounded as the kernel's are.
+struct Reference {
+  const Call& call;
+  Results results;
+  double worst = 0;
+  std::string where;
+
+  explicit Reference(const Call& call) : call(call), results(call) {}
+
+  void compare(const char* name, double actual, double expected) {
+    const double error = std::abs(actual - expected);
+    if (!(error <= worst)) {  // a NaN counts
+      worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
+      where = name;
+    }
+  }
+
+  void check(const Results& actual) {
+    Call mutable_call = call;
+    Arguments& a = mutable_call.a;
+    const int64_t T = call.T, B = call.B, H = call.H;
+    const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+    for (int64_t g = 0; g < call.G; ++g) {
+      const bool reverse = (a["reverse"] >> g & 1) != 0;
+      for (int64_t b = 0; b < B; ++b) {
+        const int64_t length = a["ragged"] != 0 ? call.lengths[b] : T;
+        std::vector<double> h(H), c(H);
+        for (int64_t u = 0; u < H; ++u) {
+          h[u] = call.h_0.get((g * B + b) * H + u);
+          c[u] = call.c_0[(g * B + b) * H + u];
+        }
+        for (int64_t step = 0; step < T; ++step) {
+          const int64_t t = reverse ? T - 1 - step : step, at = ((g * T + t) * B + b) * H;
+          std::vector<double> next = h;
+          for (int64_t u = 0; u < H; ++u) {
+            double z[4];
+            for (int64_t k = 0; k < 4; ++k) {
+              z[k] = a["input"] != 0 ? call.projection.get(4 * at + k * H + u) : call.bias[g].get(k * H + u);
+              for (int64_t v = 0; v < H; ++v) z[k] += call.weight_hh[g].get((k * H + u) * H + v) * h[v];
+            }
+            if (t < length) {
+              const auto peephole = [&](int64_t k) { return call.peephole[g].get(k * H + u); };
+              const double i = sigmoid(z[0] + peephole(0) * c[u]), f = sigmoid(z[1] + peephole(1) * c[u]);
+              const double gate = std::tanh(z[2]);
+              c[u] = f * c[u] + i * gate;
+              const double o = sigmoid(z[3] + peephole(2) * c[u]);
+              next[u] = o * std::tanh(c[u]);
+              if (a["save"] != 0) {
+                const double expected[4] = {i, f, gate, o};
+                for (int64_t k = 0; k < 4; ++k) {
+                  compare("gates", actual.gates.get(4 * at + k * H + u), expected[k]);
+                }
+              }
+            }
+            compare("output", actual.output.get(at + u), t < length ? next[u] : 0.0);
+            if (a["save"] != 0) compare("cells", actual.cells[at + u], c[u]);
+          }
+          Operands rounded(call.dtype, 1);
+          for (int64_t u = 0; u < H; ++u) {
+            rounded.set(0, next[u]);
+            h[u] = rounded.get(0);
+          }
+        }
+        for (int64_t u = 0; u < H; ++u) {
+          compare("h_n", actual.h_n.get((g * B + b) * H + u), h[u]);
+          compare("c_n", actual.c_n[(g * B + b) * H + u], c[u]);
+        }
+      }
+    }
+  }
+};
+
+int check(int count, char** words) {
+  Call call(parse(count, words));
+  Arguments& a = call.a;
+  emulation::set_seed(static_cast<uint64_t>(a["seed"]));
+  const Results actual = run(call);
+  Reference reference(call);
+  reference.check(actual);
+  const double bound = call.dtype == DType::kBFloat16                    ? 0.02
+                       : call.dtype == DType::kFloat16 || a["tf32"] != 0 ? 0.004
+                                                                         : 2e-5;
+  const emulation::Statistics s = emulation::statistics();
+  std::printf(
+      "error %.3g in %s, bound %.3g; %llu products, %llu of %llu matrix loads and %llu remote stores conflict\n",
+      reference.worst, reference.where.c_str(), bound, static_cast<unsigned long long>(s.products),
+      static_cast<unsigned long long>(s.matrix_load_conflicts), static_cast<unsigned long long>(s.matrix_loads),
+      static_cast<unsigned long long>(s.remote_store_conflicts));
+  if (!(reference.worst <= bound) || s.matrix_load_conflicts != 0) return 1;
+  for (int64_t i = 1; i <= a["repeat"]; ++i) {
+    emulation::set_seed(static_cast<uint64_t>(a["seed"] + 1000 * i));
+    if (!(run(call) == actual)) {
+      std::printf("not the same bits under schedule %lld\n", static_cast<long long>(i));
+      return 1;
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace lstmvid
+
+int main(int count, char** words) {
+  try {
+    return lstmvid::check(count, words);
+  } catch (const std::exception& error) {
+    std::printf("%s\n", error.what());
+    return 1;
+  }
+}

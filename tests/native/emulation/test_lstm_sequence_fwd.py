@@ -1,0 +1,192 @@
+"""The forward recurrence's own CUDA source, emulated, against the equations in double precision.
+
+`lstm_sequence_check` (the C++ file of that name) runs one call: sizes, options and how the work is divided are its
+arguments. It fails on wrong results, on other bits under another schedule, on bank conflicts, and on whatever the
+emulated machine reports: deadlocks, memory out of bounds, missing fences, unfinished copies.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REGISTER_ROUNDS = 6  # csrc/cuda/lstm_sequence_fwd_geometry.h
+OPTIONS = {
+    "ASAN_OPTIONS": "detect_stack_use_after_return=0",
+    "TSAN_OPTIONS": "halt_on_error=1 exitcode=66 atexit_sleep_ms=0",
+}
+
+
+def run(build: Path, call: dict[str, object]) -> subprocess.CompletedProcess[str]:
+    command = [
+        str(build / "lstm_sequence_check"),
+        *(f"{name}={int(x) if x is True or x is False else x}" for name, x in call.items()),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | OPTIONS, timeout=300)
+
+
+def agree(build: Path, call: dict[str, object]) -> None:
+    done = run(build, call)
+    assert done.returncode == 0, f"{call}\n{done.stdout}{done.stderr}"
+
+
+NAMED = {
+    "one of everything": {"steps": 1, "batch": 1, "hidden": 1},
+    "no input": {"input": 0, "hidden": 17, "clusters": 2},
+    "odd": {"hidden": 203, "batch": 13, "clusters": 3, "unit_blocks": 3, "tile_columns": 16},
+    "several passes": {"hidden": 130, "clusters": 2, "unit_blocks": 2, "resident_rounds": 1, "batch": 9},
+    "several tiles and replicas": {"batch": 43, "replicas": 2, "clusters": 2, "cells_in_shared": 0},
+    "more replicas than rows": {"batch": 2, "replicas": 3},
+    "more clusters than units": {"hidden": 20, "clusters": 5, "unit_blocks": 2},
+    "idle warps": {"hidden": 120, "unit_blocks": 3, "clusters": 2, "hidden_stage_rounds": 2},
+    "two directions": {"groups": 2, "reverse": 2, "ragged": 1, "batch": 11},
+    "three groups": {"groups": 3, "hidden": 33, "clusters": 2},
+    "chunks": {"steps": 7, "chunk": 3, "ragged": 1, "clusters": 2},
+    "all resident": {"hidden": 72, "unit_blocks": 2, "clusters": 5, "resident_rounds": 1},
+    "nothing saved, no peepholes": {"save": 0, "peephole": 0},
+}
+CLUSTERS = {
+    "pairs": {"cluster": 2, "clusters": 2, "hidden": 130, "unit_blocks": 4},
+    "pairs, short last one": {"cluster": 2, "clusters": 3, "hidden": 72, "unit_blocks": 2},
+    "a rank that finalises nothing": {"cluster": 4, "unit_blocks": 2, "hidden": 50, "clusters": 4},
+    "a rank without a slice of K": {"cluster": 4, "unit_blocks": 4, "hidden": 33, "batch": 17},
+    "fours, ragged backwards": {"cluster": 4, "clusters": 2, "hidden": 200, "ragged": 1, "reverse": 1, "chunk": 2},
+    "eights": {"cluster": 8, "clusters": 1, "hidden": 264, "resident_rounds": 1},
+}
+IN_REGISTERS = {
+    "all in registers": {"hidden": 192, "clusters": 3, "register_rounds": REGISTER_ROUNDS},
+    "registers, shared memory and streamed": {
+        "hidden": 600,
+        "cluster": 2,
+        "clusters": 10,
+        "unit_blocks": 8,
+        "register_rounds": REGISTER_ROUNDS,
+        "resident_rounds": 1,
+        "hidden_stages": 3,
+        "weight_stages": 3,
+        "batch": 48,
+        "tile_columns": 24,
+        "steps": 2,
+    },
+    "in two groups": {"hidden": 203, "clusters": 4, "register_rounds": REGISTER_ROUNDS, "groups": 2, "reverse": 1},
+}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32", "tf32"])
+@pytest.mark.parametrize("arch", [80, 90])
+def test_agrees_with_the_equations(emulation, arch, dtype):
+    build = emulation("lstm_sequence_check", arch)
+    kind = {"dtype": "fp32", "tf32": 1} if dtype == "tf32" else {"dtype": dtype}
+    calls = dict(NAMED) | (CLUSTERS if arch == 90 else {})
+    if arch == 90 and dtype in ("bf16", "fp16"):
+        calls |= IN_REGISTERS
+    for seed, call in enumerate(calls.values()):
+        agree(build, call | kind | {"seed": seed, "repeat": 1})
+
+
+def draw(random: random.Random, arch: int) -> dict[str, object]:
+    """A call with a plan that fits the device."""
+    while True:
+        dtype = random.choice(["bf16", "fp16", "fp32"])
+        size = 4 if dtype == "fp32" else 2
+        call: dict[str, object] = {
+            "dtype": dtype,
+            "hidden": random.choice([1, 3, 8, 17, 33, 40, 64, 72, 100, 129, 200, 264]),
+            "batch": random.choice([1, 2, 5, 8, 9, 17, 40]),
+            "steps": random.choice([1, 2, 3, 5]),
+            "cluster": 1 if arch == 80 else random.choice([1, 2, 4]),
+            "clusters": random.randint(1, 4),
+            "unit_blocks": random.randint(1, 8),
+            "tile_columns": 8 * random.randint(1, 4 if size == 4 else 6),
+            "replicas": random.choice([1, 1, 2, 3]),
+            "groups": random.choice([1, 1, 2]),
+            "hidden_stage_rounds": random.randint(1, 3),
+            "hidden_stages": random.randint(2, 3),
+            "weight_stages": random.randint(2, 3),
+            "chunk": random.choice([0, 0, 1, 2]),
+            "reverse": random.randint(0, 3),
+            "tf32": random.randint(0, 1) if size == 4 else 0,
+            "seed": random.randint(0, 999),
+            "repeat": 1,
+        }
+        call |= {name: random.randint(0, 1) for name in ("cells_in_shared", "input", "peephole", "save", "ragged")}
+        pairs = math.ceil(call["hidden"] / (64 // size * call["cluster"]))
+        rounds = math.ceil(pairs / (8 // call["unit_blocks"]))
+        blocks = math.ceil(math.ceil(call["hidden"] / 8) / call["clusters"])
+        passes = math.ceil(blocks / call["unit_blocks"])
+        if size == 2 and passes == 1 and rounds >= REGISTER_ROUNDS and arch == 90 and random.random() < 0.7:
+            call["register_rounds"] = REGISTER_ROUNDS
+            rounds -= REGISTER_ROUNDS
+        call["resident_rounds"] = random.randint(0, rounds)
+        # Of a block: the rings and resident weights, roughly; what doesn't fit is refused, and that isn't meant here.
+        k_warps = 8 // call["unit_blocks"]
+        ring = call["hidden_stages"] * call["tile_columns"] * call["hidden_stage_rounds"] * k_warps * 64
+        weights = (passes * call["resident_rounds"] + call["weight_stages"]) * call["unit_blocks"] * k_warps * 2048
+        sums = math.ceil(call["unit_blocks"] / call["cluster"]) * call["tile_columns"] * call["cluster"] * k_warps * 128
+        if ring + weights + sums < 170_000:
+            return call
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("arch", [80, 90])
+def test_random_calls_agree(emulation, arch, seed):
+    build, generator = emulation("lstm_sequence_check", arch), random.Random(1000 * arch + seed)
+    for _ in range(15):
+        agree(build, draw(generator, arch))
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_a_wait_for_what_never_comes_ends_in_an_error(emulation, arch):
+    """One poll is fewer than any exchange takes: the kernel gives up, as it would after some seconds on a GPU."""
+    done = run(emulation("lstm_sequence_check", arch), {"max_polls": 1, "clusters": 2})
+    assert done.returncode == 1
+    assert "trap" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"cluster": 3}, "cluster: 1, 2, 4 or 8"),
+        ({"unit_blocks": 9}, "unit_blocks must be from 1 to 8"),
+        ({"tile_columns": 12}, "tile_columns must be a multiple of 8"),
+        ({"tile_columns": 56}, "no kernel for 56 columns"),
+        ({"register_rounds": 6}, "more rounds are held than there are"),
+        ({"register_rounds": 2}, "register_rounds must be 0, or 6"),
+        ({"hidden_stages": 1}, "needs two stages"),
+        ({"weight_stages": 1}, "streamed weights need two stages"),
+        ({"clusters": 2000}, "clusters that must be resident at once: 2000, limit"),
+        ({"hidden_stages": 200, "hidden_stage_rounds": 8}, "shared bytes a block"),
+        ({"dtype": "fp32", "tile_columns": 40}, "no kernel for 40 columns"),
+    ],
+)
+def test_what_no_kernel_can_run_is_refused(emulation, wrong, message):
+    done = run(emulation("lstm_sequence_check", 90), wrong)
+    assert done.returncode == 1
+    assert message in done.stdout
+
+
+def blocks(call: dict[str, object]) -> int:
+    return math.prod(call.get(name, 1) for name in ("groups", "replicas", "clusters", "cluster"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+@pytest.mark.parametrize("arch", [80, 90])
+def test_no_sanitizer_finding(emulation, arch, sanitizer):
+    build = emulation("lstm_sequence_check", arch, sanitizer)
+    most = 10 if sanitizer == "thread" else 100  # which keeps a history of every emulated thread
+    calls = list(NAMED.values()) + (list(CLUSTERS.values()) + list(IN_REGISTERS.values()) if arch == 90 else [])
+    calls = [{"dtype": "bf16"} | call | {"seed": seed} for seed, call in enumerate(calls)]
+    generator = random.Random(arch)
+    while len(calls) < 30:
+        drawn = draw(generator, arch) | {"repeat": 0}
+        if blocks(drawn) <= most:
+            calls.append(drawn)
+    for call in calls:
+        if blocks(call) <= most:
+            agree(build, call)

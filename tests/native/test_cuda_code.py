@@ -1,0 +1,159 @@
+"""What nvcc made of the recurrent kernels, for each chip in the built module: registers, spills, instructions.
+
+cuobjdump comes with the CUDA toolkit and with Triton; no GPU is needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import lstmvid
+from lstmvid import _native
+
+PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
+PRODUCTS = {"bf16": "HMMA.16816.F32.BF16", "fp16": "HMMA.16816.F32", "tf32": "HMMA.1688.F32.TF32"}
+PRODUCTS["fp32"] = PRODUCTS["tf32"]
+NARROW = ("bf16", "fp16")
+REGISTER_ROUNDS = 6  # csrc/cuda/lstm_sequence_fwd_geometry.h
+
+
+class Kernel(NamedTuple):
+    """One compiled variant, as its name says."""
+
+    arch: str
+    precision: str
+    tile_blocks: int
+    register_rounds: int
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a plan for that chip may have it: see FwdConfig::kIsServed."""
+        return self.register_rounds == 0 or self.arch == "90a"
+
+
+class Instruction(NamedTuple):
+    """Its place in the kernel, name with modifiers, and operands."""
+
+    address: int
+    name: str
+    operands: str
+
+
+def _tools() -> str | None:
+    """A PATH on which cuobjdump and nvdisasm are: the toolkit's, or Triton's."""
+    if shutil.which("cuobjdump") and shutil.which("nvdisasm"):
+        return os.environ["PATH"]
+    spec = importlib.util.find_spec("triton")
+    folder = Path(spec.origin).parent / "backends" / "nvidia" / "bin" if spec and spec.origin else None
+    return None if folder is None or not (folder / "nvdisasm").exists() else f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+pytestmark = [
+    pytest.mark.skipif(not _native.WITH_CUDA, reason="built without CUDA"),
+    pytest.mark.skipif(_tools() is None, reason="neither the CUDA toolkit's cuobjdump nor Triton's is here"),
+]
+
+
+@cache
+def _dump(option: str) -> dict[Kernel, list[str]]:
+    """The lines of cuobjdump's output for each variant of the recurrent kernel in the module."""
+    (module,) = Path(lstmvid.__file__).parent.glob("_C*.so")
+    environment = os.environ | {"PATH": _tools() or ""}
+    command = ["cuobjdump", option, str(module)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    kernels: dict[Kernel, list[str]] = {}
+    arch, lines = "", []
+    for line in done.stdout.splitlines():
+        if found := re.match(r"arch = sm_(\w+)", line):
+            arch = found[1]
+        elif found := re.search(r"Function\s*:?\s+(\w+)", line):
+            name = re.search(r"lstm_sequence_fwd_kernel\w*?PrecisionE(\d)ELi(\d+)ELi(\d+)E", found[1])
+            lines = []
+            if name:
+                kernels[Kernel(arch, PRECISIONS[int(name[1])], int(name[2]), int(name[3]))] = lines
+        else:
+            lines.append(line)
+    return kernels
+
+
+@cache
+def _code() -> dict[Kernel, list[Instruction]]:
+    pattern = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);")
+    return {
+        kernel: [Instruction(int(m[1], 16), m[2], m[3]) for m in map(pattern.match, lines) if m]
+        for kernel, lines in _dump("-sass").items()
+        if kernel.is_served
+    }
+
+
+def _variants() -> set[tuple[str, int, int]]:
+    """(precision, tile blocks, register rounds) of all that launch_fwd_kernel() names."""
+    narrow = [(n, rounds) for n in range(1, 7) for rounds in (0, REGISTER_ROUNDS)]
+    wide = [(n, 0) for n in range(1, 5)]
+    return {(p, *variant) for p in PRECISIONS for variant in (narrow if p in NARROW else wide)}
+
+
+def test_every_chip_has_every_variant():
+    found = _dump("-res-usage")
+    archs = {kernel.arch for kernel in found}
+    assert archs
+    if _native.cuda_device_count()[0] == 0 and not os.environ.get("LSTMVID_CUDA_ARCHS"):
+        assert archs == {"80", "90a", "100", "120"}
+    assert set(found) == {Kernel(arch, *variant) for arch in archs for variant in _variants()}
+
+
+def test_nothing_spills():
+    for kernel, lines in _dump("-res-usage").items():
+        if kernel.is_served:
+            usage = dict(re.findall(r"(\w+):(\d+)", " ".join(lines[:1])))
+            assert usage["STACK"] == usage["LOCAL"] == "0", kernel
+            assert int(usage["REG"]) <= 168, kernel  # of 12 warps on a multiprocessor
+    for kernel, code in _code().items():
+        assert not [i for i in code if i.name.startswith(("LDL", "STL"))], kernel
+
+
+def test_the_matrix_instructions_are_the_ones_meant():
+    for kernel, code in _code().items():
+        names = Counter(i.name for i in code)
+        # Each round in registers is unrolled; one loop is for the resident rounds, one for the streamed ones.
+        rounds = kernel.register_rounds + 2
+        products = {"fp32": 3}.get(kernel.precision, 1) * rounds * kernel.tile_blocks * 4
+        assert names[PRODUCTS[kernel.precision]] == products, kernel
+        assert sum(n for name, n in names.items() if "MMA" in name) == products, kernel
+        assert names["LDSM.16.M88.4"] == rounds * kernel.tile_blocks, kernel
+        assert names["LDS.128"] >= 8, kernel  # the fragments of the two loops
+
+
+def test_copies_are_asynchronous_and_go_by_the_copy_engine_where_there_is_one():
+    for kernel, code in _code().items():
+        names = Counter(i.name.split(".")[0] for i in code)
+        assert names["LDGSTS"] > 0, kernel  # projections, in pieces of 16 bytes
+        assert not [i for i in code if i.name.startswith("LDGSTS") and "BYPASS" not in i.name], kernel
+        if kernel.arch == "80":
+            assert names["UBLKCP"] == names["STAS"] == 0, kernel
+        else:
+            assert names["UBLKCP"] == 2, kernel  # h, and streamed weights
+            assert names["STAS"] == 2 * kernel.tile_blocks, kernel  # partial sums to another block
+
+
+def test_what_blocks_exchange_is_never_read_through_the_constant_path():
+    for kernel, code in _code().items():
+        assert not [i for i in code if i.name.startswith("LDG") and "CONSTANT" in i.name], kernel
+
+
+def test_weights_in_registers_are_loaded_before_the_steps_begin():
+    for kernel, code in _code().items():
+        first_product = min(i.address for i in code if "MMA" in i.name)
+        loads = [i.address for i in code if i.name == "LDG.E.128"]
+        assert len(loads) >= 4 * kernel.register_rounds, kernel
+        assert max(loads) < first_product, kernel
