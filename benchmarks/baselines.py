@@ -109,9 +109,10 @@ def contestants(case: Case, device: str, names: list[str]) -> list[Contestant]:
     return result
 
 
-def why_not(case: Case, device: str, backend: str) -> str | None:
-    """Why a backend can't run the case, or None."""
-    return backends.unavailable(backend, _request(case, device))
+def why_not(case: Case, device: str, backend: str, mode: str = "forward") -> str | None:
+    """Why a backend can't run the case in that mode, or None."""
+    request = _request(case, device)._replace(needs_grad=mode == "forward+backward")
+    return backends.unavailable(backend, request)
 
 
 def _request(case: Case, device: str, *, peephole: bool = False) -> backends.Request:

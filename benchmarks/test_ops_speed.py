@@ -44,7 +44,7 @@ class Operator(nn.LSTM):
 def test_lstm_sequence(benchmark, case: Case, mode: str, name: str) -> None:
     fighters = baselines.contestants(case, DEVICE, [])
     if name != baselines.BASELINE:
-        reason = baselines.why_not(case, DEVICE, name)
+        reason = baselines.why_not(case, DEVICE, name, mode)
         if reason is not None:
             pytest.skip(reason)
         operator = Operator(case.frame_size, case.hidden_size, case.num_layers, device=DEVICE, dtype=case.torch_dtype)

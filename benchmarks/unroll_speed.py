@@ -108,7 +108,8 @@ def runnable(cases: list[shapes.Case], args: argparse.Namespace) -> tuple[list[s
         else:
             fitting.append(case)
     for name in args.backend or backends.NAMES[1:]:
-        reasons = {baselines.why_not(case, args.device, name) for case in fitting}
+        modes = {(case, mode) for case in fitting for mode in set(case.modes) & set(args.mode)}
+        reasons = {baselines.why_not(case, args.device, name, mode) for case, mode in modes}
         if fitting and None not in reasons:
             left_out[name] = " / ".join(sorted(reasons))
     return fitting, left_out
@@ -146,7 +147,8 @@ def measure_case(case: shapes.Case, args: argparse.Namespace, deadline: float) -
     for mode in modes:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{mode}: --quick starts nothing after {QUICK_SECONDS} seconds")
-        yield measure_row(case, mode, fighters, data, args)
+        able = [f for f in fighters if f.backend is None or not baselines.why_not(case, args.device, f.backend, mode)]
+        yield measure_row(case, mode, able, data, args)
 
 
 def measure_all(cases: list[shapes.Case], args: argparse.Namespace, console: Console) -> tuple[list[dict], dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +19,13 @@ else:
 
 INSTRUCTION_SET: str = _C.cpu_instruction_set() if _C is not None else "none"
 WITH_CUDA: bool = _C is not None and _C.WITH_CUDA
-DTYPES: dict[torch.dtype, int] = (
-    {torch.float32: _C.FLOAT32, torch.float64: _C.FLOAT64, torch.bfloat16: _C.BFLOAT16} if _C is not None else {}
-)
-
+# The kernels' numbers for the dtypes that some of them compute in, and the CPU's share of these.
+DTYPES: dict[torch.dtype, int] = {
+    getattr(torch, name.lower()): getattr(_C, name)
+    for name in ("FLOAT32", "FLOAT64", "BFLOAT16", "FLOAT16")
+    if hasattr(_C, name)
+}
+CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 # From here on a buffer is worth pages of its own.
 _LARGE = 4 << 20
@@ -35,17 +39,17 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return tensor
 
 
+def _convert(value):
+    if value is None:
+        return 0
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return DTYPES[value] if isinstance(value, torch.dtype) else value
+
+
 def _arguments(named: dict) -> dict:
     """Tensors as addresses, absent ones as 0."""
-
-    def convert(value):
-        if value is None:
-            return 0
-        if isinstance(value, Tensor):
-            return value.data_ptr()
-        return DTYPES[value] if isinstance(value, torch.dtype) else value
-
-    return {name: convert(value) for name, value in named.items()}
+    return {name: _convert(value) for name, value in named.items()}
 
 
 def lstm_sequence_cpu(direction: str, **named) -> None:
@@ -60,6 +64,57 @@ def lstm_sequence_cpu(direction: str, **named) -> None:
     getattr(_C, f"lstm_sequence_{direction}_cpu")(**arguments)
 
 
+class Grouped(NamedTuple):
+    """A tensor of each group: the first one's address, and the elements from group to group."""
+
+    address: int
+    stride: int
+
+
+def grouped(tensor: Tensor | None, skipped: Sequence[int] = (0,)) -> Grouped:
+    """A tensor [G, ...] as the CUDA kernels take it, or none.
+
+    Where it holds only a part of what the kernel counts in, `skipped[g]` elements of group g are missing before it.
+    """
+    if tensor is None:
+        return Grouped(0, 0)
+    starts = [group * tensor.stride(0) - before for group, before in enumerate(skipped)]
+    stride = starts[1] - starts[0] if len(starts) > 1 else tensor.stride(0)
+    if any(start != starts[0] + group * stride for group, start in enumerate(starts)):
+        raise ValueError(f"groups that miss {list(skipped)} elements don't lie at even distances")
+    return Grouped(tensor.data_ptr() + starts[0] * tensor.element_size(), stride)
+
+
+def _cuda_arguments(named: dict) -> dict:
+    """As `_arguments`; of a list each item, of a `Grouped` its two numbers."""
+    arguments = {}
+    for name, value in named.items():
+        if isinstance(value, Grouped):
+            arguments[name], arguments[f"{name}_stride"] = value
+        else:
+            arguments[name] = [_convert(item) for item in value] if isinstance(value, list) else _convert(value)
+    return arguments
+
+
+def lstm_sequence_fwd_cuda_workspace(**named) -> int:
+    """Bytes of workspace that `lstm_sequence_fwd_cuda` needs for the same arguments."""
+    return _C.lstm_sequence_fwd_cuda_workspace(**_cuda_arguments(named))
+
+
+def lstm_sequence_fwd_cuda_shared_bytes(**named) -> int:
+    """Bytes of shared memory that a block of `lstm_sequence_fwd_cuda` takes with the same arguments."""
+    return _C.lstm_sequence_fwd_cuda_shared_bytes(**_cuda_arguments(named))
+
+
+def lstm_sequence_fwd_cuda(*, device: int, stream: int, **named) -> None:
+    """One layer's recurrence in every group; arguments as in csrc/include/lstmvid/lstm_sequence_cuda.h, plan included.
+
+    `weight_hh`, `bias` and `peephole` are lists, one item for each group. Dtypes, shapes and the workspace's alignment
+    are the caller's promise.
+    """
+    _C.lstm_sequence_fwd_cuda(device=device, stream=stream, **_cuda_arguments(named))
+
+
 def cuda_device_count() -> tuple[int, str]:
     """How many NVIDIA devices the driver shows, and why there is none."""
     if not WITH_CUDA:
@@ -72,3 +127,8 @@ def cuda_device_limits(ordinal: int) -> dict[str, int | bool | str]:
     if not WITH_CUDA:
         raise RuntimeError(cuda_device_count()[1])
     return _C.cuda_device_limits(ordinal)
+
+
+def cuda_active_clusters(ordinal: int, cluster: int, shared_bytes: int) -> int:
+    """How many clusters of so many blocks of the recurrent kernel run at once, as this process may use the device."""
+    return _C.lstm_sequence_fwd_cuda_active_clusters(ordinal, cluster, shared_bytes)

@@ -83,14 +83,14 @@ class Outcome:
     values: dict[str, Tensor]
 
 
-def run(case: Case, backend: str | None, *, backward: bool = True) -> Outcome:
+def run(case: Case, backend: str | None, *, backward: bool = True, device: str = "cpu") -> Outcome:
     """The call on `backend`, or, for None, plain differentiable torch: the reference's forward under autograd."""
 
     def leaf(tensor: Tensor) -> Tensor:
-        return tensor.to(case.dtype, copy=True).requires_grad_(backward)
+        return tensor.to(device, case.dtype, copy=True).requires_grad_(backward)
 
     inputs, (h_0, c_0), weights = (list(map(leaf, case.tensors[key])) for key in ("inputs", "state", "weights"))
-    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    lengths = None if case.lengths is None else torch.tensor(case.lengths, device=device)
     reverse = list(case.reverse) * (case.groups // len(case.reverse))
     if backend is None:
         # With cell states of the operands' own dtype, all of it is computed in that dtype, as torch code usually is.
@@ -115,7 +115,7 @@ def run(case: Case, backend: str | None, *, backward: bool = True) -> Outcome:
         output, h_n, c_n, cells = result
     values = {"output": output, "h_n": h_n, "c_n": c_n} | ({"cells": cells} if case.all_cells else {})
     if backward:
-        seeds = [seed.to(value.dtype) for seed, value in zip(case.tensors["seeds"], values.values(), strict=False)]
+        seeds = [seed.to(value) for seed, value in zip(case.tensors["seeds"], values.values(), strict=False)]
         names = [f"grad_input_{i}" for i in range(len(inputs))] + ["grad_h_0", "grad_c_0"]
         names += [f"grad_weight_{i}" for i in range(len(weights))]
         gradients = torch.autograd.grad(list(values.values()), [*inputs, h_0, c_0, *weights], seeds)
@@ -144,15 +144,16 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return (actual - expected).abs().max().item() if expected.numel() else 0.0
 
 
-def check(case: Case, backend: str, *, backward: bool = True) -> dict[str, float]:
+def check(case: Case, backend: str, *, backward: bool = True, device: str = "cpu") -> dict[str, float]:
     """Assert that `backend` computes `case` as the module's head demands; returns each result's error over its bound.
 
     Raises:
         AssertionError: names each result that is off, its error and its bound.
     """
-    expected = run(case.with_dtype(torch.float64), None, backward=backward).values
-    plain = run(case, None, backward=backward).values
-    actual = run(case, backend, backward=backward).values
+    options = {"backward": backward, "device": device}
+    expected = run(case.with_dtype(torch.float64), None, **options).values
+    plain = run(case, None, **options).values
+    actual = run(case, backend, **options).values
     assert list(actual) == list(expected)
     ratios, wrong = {}, []
     for name, value in expected.items():

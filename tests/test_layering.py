@@ -166,7 +166,7 @@ def python_violations(root: Path) -> Iterator[str]:
                 yield f"{path.relative_to(root)}:{found.line}: {name} may not import {found.module} here"
 
     for path in sorted(
-        path for folder in ("benchmarks", "examples", "tests") for path in (root / folder).rglob("*.py")
+        path for folder in ("benchmarks", "examples", "scripts", "tests") for path in (root / folder).rglob("*.py")
     ):
         for found in imports_of(path, root):
             if found.module == NATIVE:

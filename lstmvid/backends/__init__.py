@@ -11,16 +11,15 @@ from typing import NamedTuple
 
 import torch as _torch
 
-from . import cpu, reference, torch
+from . import cpu, cuda, reference, torch
 
 NAMES = ("auto", "cuda", "triton", "cpu", "torch", "reference")
-KERNELS = {"reference": reference, "cpu": cpu}
+KERNELS = {"reference": reference, "cpu": cpu, "cuda": cuda}
 RECOMPUTE = ("none", "gates", "auto")
 
-_NOT_YET = {
-    "cuda": "its recurrent kernels are not part of this version",
-    "triton": "its kernels are not part of this version",
-}
+# GPU architectures, 10 * major + minor, on which the tests have passed and whose benchmark result is committed.
+# `"auto"` takes cuda on these only.
+_PROVEN_ARCHITECTURES: tuple[int, ...] = ()
 
 
 class BackendUnavailable(RuntimeError):
@@ -44,6 +43,7 @@ class Request(NamedTuple):
     all_cells: bool = False
     recompute: str = "auto"
     proj_size: int = 0
+    needs_grad: bool = False
 
 
 def check_names(backend: str, recompute: str) -> None:
@@ -56,8 +56,10 @@ def check_names(backend: str, recompute: str) -> None:
 
 def unavailable(name: str, request: Request) -> str | None:
     """Why backend `name` can't serve the request, or None if it can."""
-    if name in _NOT_YET:
-        return _NOT_YET[name]
+    if name == "triton":
+        return "its kernels are not part of this version"
+    if name == "cuda":
+        return cuda.unavailable(request)
     if name == "cpu":
         return cpu.unavailable(request)
     if name == "torch":
@@ -71,7 +73,8 @@ def _preference(request: Request) -> tuple[str, ...]:
         return ("cpu", "torch", "reference")
     if request.device == "meta":
         return ("reference",)  # nothing runs: any operator gives the shapes
-    return ("torch", "reference")
+    proven = _PROVEN_ARCHITECTURES and cuda.architecture() in _PROVEN_ARCHITECTURES
+    return (*(("cuda",) if proven else ()), "torch", "reference")
 
 
 def resolve(backend: str, request: Request) -> str:

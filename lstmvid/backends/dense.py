@@ -29,6 +29,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.nn.functional.linear(x, weight, bias)
 
 
+def linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+    """`linear` into memory that is there already: `out [..., N]`, contiguous."""
+    flat, target, columns = x.flatten(0, -2), out.view(-1, out.size(-1)), weight.t()
+    if bias is None:
+        torch.mm(flat, columns, out=target)
+    else:
+        torch.addmm(bias, flat, columns, out=target)
+
+
 def input_gradient(grad_gates: Tensor, weight_ih: Tensor) -> Tensor:
     """`dx [T, B, D]` of a projection, from `grad_gates [T, B, 4H]`."""
     return linear(grad_gates, weight_ih.t().contiguous())

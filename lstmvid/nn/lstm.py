@@ -83,6 +83,7 @@ class LSTM(nn.LSTM):
             data, sizes = input, (*input.shape[:-1], 1)[:2]
             steps, batch = reversed(sizes) if self.batch_first and input.dim() == 3 else sizes
         device = data.device.type
+        differentiable = (data, *self.parameters())
         request = Request(
             device=device,
             dtype=autocast_dtype(device) or data.dtype,
@@ -97,6 +98,7 @@ class LSTM(nn.LSTM):
             packed=isinstance(input, PackedSequence),
             recompute=self.recompute,
             proj_size=self.proj_size,
+            needs_grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable),
         )
         return backends.resolve(self.backend, request)
 

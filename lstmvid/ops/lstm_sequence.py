@@ -278,6 +278,7 @@ def lstm_sequence(
         lengths=lengths is not None,
         all_cells=all_cells,
         recompute=recompute,
+        needs_grad=needs_grad,
     )
     name = backends.resolve(backend, request)
     if name == "torch":

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ... import _native
 from ..dense import input_gradient, linear, weight_gradient
+from ..layers import layer_weights
 
 
 def unavailable(request) -> str | None:
@@ -17,27 +18,11 @@ def unavailable(request) -> str | None:
         return _native.WHY_MISSING
     if request.device != "cpu":
         return f"it runs on the CPU, the tensors are on {request.device}"
-    if request.dtype not in _native.DTYPES:
+    if request.dtype not in _native.CPU_DTYPES:
         return f"it computes in float32, float64 and bfloat16, got {request.dtype}"
     if request.recompute == "gates":
         return "it can't recompute gates yet"
     return "it has no projections (proj_size)" if request.proj_size else None
-
-
-def _layer_weights(weights: Sequence[Tensor], has_input: bool, num_layers: int, bias: bool, peephole: bool):
-    """(weight_ih, weight_hh, bias, peephole) of every layer of every group, in the operator's order."""
-    queue, layers = iter([w.contiguous() for w in weights]), []
-    while (first := next(queue, None)) is not None:
-        projected = has_input or len(layers) % num_layers > 0
-        layers.append(
-            (
-                first if projected else None,
-                next(queue) if projected else first,
-                next(queue) if bias else None,
-                next(queue) if peephole else None,
-            )
-        )
-    return layers
 
 
 def forward(
@@ -59,7 +44,7 @@ def forward(
     groups, num_layers, batch, size = h_0.shape
     h_0, c_0, inputs = h_0.contiguous(), c_0.contiguous(), [x.contiguous() for x in inputs]
     lengths = None if lengths is None else lengths.contiguous()
-    layers = _layer_weights(weights, bool(inputs), num_layers, bias, peephole)
+    layers = layer_weights(weights, bool(inputs), num_layers, bias, peephole)
     keep_cells = steps if save or all_cells else 0
     output = _native.empty([groups, steps, batch, size], h_0.dtype)
     h_n, c_n = torch.empty_like(h_0), torch.empty_like(c_0)
@@ -148,7 +133,7 @@ def backward(
     grad_output, grad_h_n, grad_c_n, grad_cells = (
         None if grad is None else grad.contiguous() for grad in (grad_output, grad_h_n, grad_c_n, grad_cells)
     )
-    layers = _layer_weights(weights, bool(inputs), num_layers, bias, peephole)
+    layers = layer_weights(weights, bool(inputs), num_layers, bias, peephole)
     grad_h_0, grad_c_0 = torch.empty_like(h_0), torch.empty_like(c_0)
     grad_inputs: list[Tensor] = []
     grad_weights: list[list[Tensor]] = [[] for _ in layers]

@@ -1,0 +1,259 @@
+"""The CUDA backend on a GPU: against the float64 reference, on streams, in graphs, on a second device, to the bit."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+import torch
+
+import lstmvid
+from lstmvid import BackendUnavailable, _native
+from lstmvid.backends.cuda import lstm_sequence as backend
+from lstmvid.backends.plan import (
+    REGISTER_ARCH,
+    REGISTER_ELEMENT_BYTES,
+    REGISTER_ROUNDS,
+    Plan,
+    geometry,
+    plan,
+    shared_bytes,
+)
+from lstmvid.testing import Case, check, run
+
+COUNT, WHY_NONE = _native.cuda_device_count()
+if COUNT and not torch.cuda.is_available():
+    COUNT, WHY_NONE = 0, "this torch has no CUDA"
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(COUNT == 0, reason=WHY_NONE),
+    pytest.mark.usefixtures("poisoned_memory", "exact_products"),
+]
+
+# cuBLAS wants this where torch's deterministic mode is on, in which fresh memory is poisoned.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def exact_products(monkeypatch):
+    """float32 in full, in the recurrence and in plain products alike."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
+def agree(case: Case, device: str = "cuda") -> None:
+    with torch.no_grad():
+        check(case, "cuda", backward=False, device=device)
+
+
+CASES = {
+    "plain": {},
+    "one of everything": {"steps": 1, "batch": 1, "input_size": 1, "hidden_size": 1},
+    "one step": {"steps": 1, "peephole": True, "num_layers": 2},
+    "no input": {"input_size": None, "num_layers": 2},
+    "no bias": {"bias": False, "hidden_size": 17},
+    "peepholes": {"peephole": True, "num_layers": 3, "hidden_size": 19},
+    "wide": {"batch": 101, "hidden_size": 130, "steps": 3},
+    "aligned": {"batch": 16, "hidden_size": 256, "input_size": 64, "steps": 20},
+    "odd": {"batch": 33, "hidden_size": 517, "steps": 9, "peephole": True},
+    "reverse": {"reverse": (True,), "num_layers": 2, "hidden_size": 40},
+    "two directions": {"groups": 2, "reverse": (False, True), "peephole": True, "hidden_size": 70},
+    "groups": {"groups": 3, "shared_input": False, "num_layers": 2, "hidden_size": 33},
+    "more groups than a launch takes": {"groups": 9, "hidden_size": 20},
+    "ragged": {"lengths": (5, 1, 3), "num_layers": 2, "peephole": True, "hidden_size": 50},
+    "ragged, reverse, with an empty one": {"lengths": (0, 4, 2), "reverse": (True,), "num_layers": 2},
+    "all cells": {"all_cells": True, "num_layers": 2, "peephole": True},
+    "all cells, ragged, reverse": {"all_cells": True, "lengths": (2, 5, 3), "reverse": (True,), "peephole": True},
+    "long": {"steps": 700, "batch": 2, "hidden_size": 5, "input_size": 3},
+    "a thousand units": {"batch": 80, "hidden_size": 1000, "steps": 4, "input_size": 50},
+    "the paper's size": {"batch": 80, "hidden_size": 2048, "steps": 4, "input_size": 64},
+    "streamed weights": {"batch": 20, "hidden_size": 3000, "steps": 3, "input_size": 8},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_reference(name, dtype):
+    agree(Case(dtype=dtype, **CASES[name]))
+
+
+@pytest.mark.parametrize("name", ["plain", "odd", "groups", "the paper's size"])
+def test_tf32_is_as_exact_as_plain_products_in_tf32(name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    agree(Case(**CASES[name]))
+
+
+def plans(hidden: int, batch: int, element_bytes: int, limits) -> list[Plan]:
+    """Divisions that the planner wouldn't all choose: each cluster size, several passes, weights held anywhere."""
+    found = []
+    tiles = (8, 40) if element_bytes == 2 else (8, 32)
+    shapes = itertools.product((1, 2, 4, 8), (1, 4), (1, 3, 4, 8), tiles, (1, 2), (0, REGISTER_ROUNDS), (True, False))
+    for cluster, clusters, unit_blocks, columns, replicas, in_registers, resident in shapes:
+        names = {"cluster": cluster, "clusters": clusters, "replicas": replicas}
+        names |= {"unit_blocks": unit_blocks, "tile_columns": columns}
+        g = geometry(hidden, batch, element_bytes, **names)
+        if in_registers and (g.passes > 1 or g.rounds < REGISTER_ROUNDS or limits.arch != REGISTER_ARCH):
+            continue
+        if in_registers and element_bytes != REGISTER_ELEMENT_BYTES:
+            continue
+        kept = (g.rounds - in_registers) if resident else (g.rounds - in_registers) // 3
+        rest = (in_registers, kept, min(2, g.rounds), 3, 0 if resident else 2, resident)
+        candidate = Plan(*names.values(), *rest)
+        if cluster > 1 and limits.arch < 90:
+            continue
+        if shared_bytes(candidate, hidden, batch, element_bytes) <= limits.shared_bytes:
+            found.append(candidate)
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_every_way_to_divide_the_work(dtype, monkeypatch):
+    case = Case(steps=4, batch=43, hidden_size=203, input_size=5, peephole=True, dtype=dtype)
+    limits = backend.target_of(torch.device("cuda", torch.cuda.current_device())).limits
+    ways = plans(203, 43, dtype.itemsize, limits)
+    assert len(ways) > 20
+    assert any(way.register_rounds for way in ways) == (dtype != torch.float32 and limits.arch == REGISTER_ARCH)
+    for chosen in ways:
+        monkeypatch.setattr(backend, "plan", lambda *sizes, chosen=chosen, **options: chosen)
+        agree(case)
+
+
+def layer(**options) -> lstmvid.LSTM:
+    sizes = {"input_size": 24, "hidden_size": 136, "num_layers": 2, "device": "cuda"}
+    return lstmvid.LSTM(**sizes | options, backend="cuda").requires_grad_(False)
+
+
+@torch.no_grad()
+def test_the_same_bits_every_time():
+    lstm, x = layer(dtype=torch.bfloat16), torch.randn(50, 33, 24, device="cuda", dtype=torch.bfloat16)
+    expected = lstm(x)
+    noise = torch.randn(3000, 3000, device="cuda")
+    for _ in range(10):
+        noise @ noise  # something else on the chip just before
+        actual = lstm(x)
+        assert torch.equal(actual[0], expected[0])
+        assert all(torch.equal(a, b) for a, b in zip(actual[1], expected[1], strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [{}, {"bidirectional": True}])
+def test_time_chunks_change_no_bit(groups, monkeypatch):
+    lstm, x = layer(**groups), torch.randn(61, 9, 24, device="cuda")
+    expected = lstm(x)
+    monkeypatch.setattr(backend, "MIN_CHUNK", 7)
+    monkeypatch.setattr(backend, "CHUNK_BYTES", 0)
+    actual = lstm(x)
+    assert torch.equal(actual[0], expected[0])
+    assert all(torch.equal(a, b) for a, b in zip(actual[1], expected[1], strict=True))
+
+
+@torch.no_grad()
+def test_on_a_stream_of_its_own():
+    lstm, x = layer(), torch.randn(20, 5, 24, device="cuda")
+    expected = lstm(x)[0]
+    stream, late = torch.cuda.Stream(), torch.zeros_like(x)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # so that a launch in the wrong stream would overtake
+        late.copy_(x)
+        actual = lstm(late)[0]
+    stream.synchronize()
+    assert torch.equal(actual, expected)
+
+
+@torch.no_grad()
+def test_in_a_graph_replayed_twice():
+    lstm, x = layer(), torch.randn(20, 5, 24, device="cuda")
+    for _ in range(2):
+        lstm(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output, (h_n, c_n) = lstm(x)
+    for _ in range(2):
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        torch.cuda.synchronize()
+        expected, state = lstm(x)
+        assert torch.equal(output, expected)
+        assert torch.equal(h_n, state[0])
+        assert torch.equal(c_n, state[1])
+
+
+@pytest.mark.skipif(COUNT < 2, reason="there is one GPU only")
+def test_on_the_second_device():
+    assert torch.cuda.current_device() == 0
+    agree(Case(num_layers=2, peephole=True, hidden_size=77), "cuda:1")
+    assert torch.cuda.current_device() == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"batch_first": True}])
+def test_drop_in(options):
+    ours = layer(**options)
+    plain = torch.nn.LSTM(24, 136, 2, device="cuda", **options)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(11, 6, 24, device="cuda")
+    torch.testing.assert_close(ours(x), plain(x), rtol=1e-4, atol=1e-5)
+    lengths = [6, 5, 5, 2, 1, 1] if not options.get("batch_first") else [6, 5, 5, 4, 3, 3, 2, 2, 1, 1, 1]
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, options.get("batch_first", False))
+    torch.testing.assert_close(ours(packed)[0].data, plain(packed)[0].data, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("predict", ["conditional", "unconditional"])
+def test_composite_without_gradients(predict):
+    model = lstmvid.FusedComposite(30, 72, 2, predict=predict, backend="cuda", device="cuda")
+    other = lstmvid.FusedComposite(30, 72, 2, predict=predict, backend="reference", device="cuda")
+    other.load_state_dict(model.state_dict())
+    frames, targets = torch.rand(6, 5, 30, device="cuda"), torch.rand(4, 5, 30, device="cuda")
+    ours, expected = model(frames, targets), other(frames, targets)
+    for name in ("reconstruction", "prediction", "loss"):
+        torch.testing.assert_close(getattr(ours, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.predict(frames, 7), other.predict(frames, 7), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_composite_compiles_as_a_whole():
+    model = lstmvid.FusedComposite(30, 72, 2, backend="cuda", device="cuda")
+    frames, targets = torch.rand(6, 5, 30, device="cuda"), torch.rand(4, 5, 30, device="cuda")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(frames, targets)
+    torch.testing.assert_close(compiled.loss, model(frames, targets).loss)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast(dtype):
+    lstm, x = layer(), torch.randn(8, 4, 24, device="cuda")
+    with torch.autocast("cuda", dtype):
+        output, _ = lstm(x)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.float(), lstm(x)[0], rtol=0.05, atol=0.02)
+
+
+@torch.no_grad()
+def test_an_empty_batch():
+    output, (h_n, c_n) = layer()(torch.zeros(5, 0, 24, device="cuda"))
+    assert (output.shape, h_n.shape, c_n.shape) == ((5, 0, 136), (2, 0, 136), (2, 0, 136))
+
+
+def test_what_needs_gradients_is_refused():
+    with pytest.raises(BackendUnavailable, match="backward pass is not part of this version"):
+        lstmvid.LSTM(3, 4, backend="cuda", device="cuda")(torch.zeros(2, 1, 3, device="cuda"))
+
+
+def test_a_plan_beyond_the_device_is_refused_before_it_is_launched(monkeypatch):
+    """Blocks that wait for each other must all be resident: else an error at once, no hang, and the next call works."""
+    case = Case(hidden_size=64)
+    chosen = plan(64, 3, torch.float32, backend.target_of(torch.device("cuda:0")).limits)
+    too_many = chosen.__class__(**chosen.__dict__ | {"replicas": 1000})
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(backend, "plan", lambda *sizes, **options: too_many)
+        with pytest.raises(ValueError, match="resident"):
+            run(case, "cuda", backward=False, device="cuda")
+    agree(case)

@@ -1,0 +1,226 @@
+"""The planner, over a table of devices: every plan fits, none is absurd, neighbours resemble each other."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lstmvid import _native
+from lstmvid.backends.plan import (
+    CLUSTER_SIZES,
+    DEVICES,
+    ELEMENT_BYTES,
+    MAX_GROUPS,
+    REGISTER_ARCH,
+    REGISTER_ELEMENT_BYTES,
+    REGISTER_ROUNDS,
+    TILE_BLOCKS,
+    DeviceLimits,
+    Plan,
+    geometry,
+    limits_from,
+    plan,
+    shared_bytes,
+)
+
+DTYPES = list(ELEMENT_BYTES)
+SIZES = [1, 7, 200, 768, 1024, 1025, 2047, 3000, 8192]
+BATCHES = [1, 9, 80, 500]
+
+
+def check(chosen: Plan, hidden: int, batch: int, dtype: torch.dtype, limits: DeviceLimits, groups: int = 1) -> None:
+    """Whatever the kernel and the launch demand."""
+    element_bytes = ELEMENT_BYTES[dtype]
+    division = ("cluster", "clusters", "replicas", "unit_blocks", "tile_columns")
+    g = geometry(hidden, batch, element_bytes, **{name: getattr(chosen, name) for name in division})
+
+    assert chosen.cluster in CLUSTER_SIZES
+    assert limits.arch >= 90 or chosen.cluster == 1
+    assert 1 <= chosen.groups <= min(groups, MAX_GROUPS)
+    clusters = chosen.groups * chosen.replicas * chosen.clusters
+    assert 1 <= clusters <= limits.active_clusters[CLUSTER_SIZES.index(chosen.cluster)]
+    assert chosen.tile_columns % 8 == 0
+    assert chosen.tile_columns // 8 in TILE_BLOCKS[element_bytes]
+    assert shared_bytes(chosen, hidden, batch, element_bytes) <= limits.shared_bytes
+
+    assert 1 <= chosen.unit_blocks <= 8
+    assert chosen.clusters * g.passes * chosen.unit_blocks * 8 >= hidden
+    unit_blocks = math.ceil(hidden / 8)
+    assert (chosen.clusters - 1) * math.ceil(unit_blocks / chosen.clusters) < unit_blocks  # none is without units
+    assert chosen.replicas == 1 or (chosen.replicas - 1) * math.ceil(batch / chosen.replicas) < batch
+    assert g.tiles * chosen.tile_columns * chosen.replicas >= batch
+
+    streamed = g.rounds - chosen.register_rounds - chosen.resident_rounds
+    assert min(streamed, chosen.resident_rounds) >= 0
+    assert (chosen.weight_stages >= 2) if streamed else (chosen.weight_stages == 0)
+    assert chosen.hidden_stages >= 2
+    assert 1 <= chosen.hidden_stage_rounds <= g.rounds
+    if chosen.register_rounds:
+        assert (chosen.register_rounds, g.passes) == (REGISTER_ROUNDS, 1)
+        assert element_bytes == REGISTER_ELEMENT_BYTES
+        assert limits.arch == REGISTER_ARCH
+    assert 0 < chosen.microseconds < math.inf
+    assert chosen.bound
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_plan_fits(device, dtype):
+    for hidden, batch in itertools.product(SIZES, BATCHES):
+        check(plan(hidden, batch, dtype, device), hidden, batch, dtype, device)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    hidden=st.integers(1, 70000),
+    batch=st.integers(1, 4096),
+    groups=st.integers(1, 12),
+    dtype=st.sampled_from(DTYPES),
+    device=st.sampled_from(list(DEVICES.values())),
+)
+def test_any_shape_gets_a_plan_that_fits(hidden, batch, groups, dtype, device):
+    check(plan(hidden, batch, dtype, device, groups=groups), hidden, batch, dtype, device, groups)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    hidden=st.integers(1, 5000),
+    batch=st.integers(1, 200),
+    dtype=st.sampled_from(DTYPES),
+    device=st.sampled_from(list(DEVICES.values())),
+)
+def test_neighbouring_shapes_do_not_jump(hidden, batch, dtype, device):
+    """Eight more units or one more sequence may take a further tile or pass, but not twice the time."""
+    here = plan(hidden, batch, dtype, device).microseconds
+    for neighbour in (plan(hidden + 8, batch, dtype, device), plan(hidden, batch + 1, dtype, device)):
+        assert 0.5 < neighbour.microseconds / here < 2
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 2, 7, 14])
+def test_a_slice_of_a_gpu_is_enough(multiprocessors):
+    driver = {
+        "name": "a slice",
+        "compute_capability": 90,
+        "multiprocessors": multiprocessors,
+        "shared_bytes_per_block_opt_in": 232448,
+        "registers_per_multiprocessor": 65536,
+        "l2_bytes": 5 << 20,
+        "memory_bytes": 10 << 30,
+        "active_clusters": [multiprocessors // size for size in CLUSTER_SIZES],
+    }
+    limits = limits_from(driver)
+    for hidden, groups in ((1, 1), (1024, 2), (2048, 4), (3000, 1)):
+        check(plan(hidden, 80, torch.bfloat16, limits, groups=groups), hidden, 80, torch.bfloat16, limits, groups)
+
+
+def test_the_papers_size_on_an_h100():
+    """H = 2048, B = 80: pairs of blocks, 32 units each, two tiles of 40 sequences that take turns."""
+    chosen = plan(2048, 80, torch.bfloat16, DEVICES["H100"])
+    assert (chosen.cluster, chosen.clusters, chosen.replicas) == (2, 64, 1)
+    assert (chosen.unit_blocks, chosen.tile_columns) == (4, 40)
+    assert chosen.register_rounds == REGISTER_ROUNDS
+    assert chosen.resident_rounds > 0
+    assert 4 < chosen.microseconds < 12
+
+
+def test_without_clusters_there_is_no_cluster():
+    assert plan(2048, 80, torch.bfloat16, DEVICES["A100"]).cluster == 1
+
+
+@pytest.mark.parametrize("hidden", [512, 1024])
+def test_small_weights_are_replicated(hidden):
+    chosen = plan(hidden, 80, torch.bfloat16, DEVICES["H100"])
+    assert chosen.replicas >= 2
+    assert chosen.cluster == 1
+    assert chosen.weight_stages == 0
+
+
+def test_small_weights_are_not_streamed():
+    for batch in BATCHES:
+        assert plan(256, batch, torch.bfloat16, DEVICES["H100"]).weight_stages == 0
+
+
+def test_groups_run_side_by_side_where_the_chip_has_room():
+    assert plan(512, 16, torch.bfloat16, DEVICES["H100"], groups=2).groups == 2
+    large = plan(2048, 80, torch.bfloat16, DEVICES["H100"], groups=2)
+    one = plan(2048, 80, torch.bfloat16, DEVICES["H100"])
+    assert large.microseconds <= 2 * one.microseconds * 1.001
+
+
+def test_exact_float32_takes_longer():
+    fast, exact = (plan(1024, 128, torch.float32, DEVICES["H100"], tf32=tf32) for tf32 in (True, False))
+    assert exact.microseconds > fast.microseconds
+
+
+def test_shared_memory_of_a_block():
+    """By hand, for one plan: each region, rounded up to 128 bytes."""
+    chosen = Plan(2, 64, 1, 4, 40, 4, 8, 2, 3, 2, True)
+    regions = [8 * (6 + 4 + 4 + 1 + 2), 3 * 40 * (2 * 2 * 64 + 16), 2 * 16384, 8 * 16384]
+    regions += [2 * 5 * 4 * 1024, 2 * 40 * (4 * 8 * 2 * 2 + 16), 2 * 8 * 8 * 4, 2 * 2 * 5 * 64 * 4, 2 * 40 * 4]
+    assert shared_bytes(chosen, 2048, 80, 2) == sum(math.ceil(region / 128) * 128 for region in regions)
+
+
+@pytest.mark.skipif(not _native.WITH_CUDA, reason="built without CUDA")
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    hidden=st.integers(1, 20000),
+    batch=st.integers(1, 1000),
+    groups=st.integers(1, 3),
+    dtype=st.sampled_from(DTYPES),
+    device=st.sampled_from(list(DEVICES.values())),
+)
+def test_the_kernel_takes_the_plan_and_as_much_shared_memory(hidden, batch, groups, dtype, device):
+    chosen = plan(hidden, batch, dtype, device, groups=groups)
+    tensors = ("projection", "h_0", "c_0", "output", "h_n", "c_n", "cells", "gates")
+    call = {"steps": 5, "batch": batch, "hidden": hidden, "groups": chosen.groups, "dtype": dtype}
+    call |= {
+        "first_step": 0,
+        "end_step": 5,
+        "allow_tf32": False,
+        "reverse": 0,
+        "max_polls": 0,
+        "lengths": 0,
+        "workspace": 0,
+    }
+    call |= {name: _native.grouped(None) for name in tensors}
+    call |= {name: [0] * chosen.groups for name in ("weight_hh", "bias", "peephole")}
+    expected = shared_bytes(chosen, hidden, batch, ELEMENT_BYTES[dtype])
+    assert _native.lstm_sequence_fwd_cuda_shared_bytes(**call, **chosen.kernel_arguments()) == expected
+    weights = 4 * hidden * hidden * ELEMENT_BYTES[dtype] * chosen.groups
+    assert _native.lstm_sequence_fwd_cuda_workspace(**call, **chosen.kernel_arguments()) >= weights
+
+
+def test_reasons_for_no_plan():
+    old = DEVICES["A100"]._replace(name="V100", arch=70)
+    with pytest.raises(ValueError, match=r"compute capability 8\.0, V100 has 7\.0"):
+        plan(64, 8, torch.float32, old)
+    with pytest.raises(ValueError, match="float64"):
+        plan(64, 8, torch.float64, DEVICES["A100"])
+    tiny = DEVICES["A100"]._replace(name="a toy", shared_bytes=4096)
+    with pytest.raises(ValueError, match="4096 bytes of a toy"):
+        plan(64, 8, torch.float32, tiny)
+
+
+def test_constants_are_the_kernels():
+    csrc = Path(__file__).resolve().parents[2] / "csrc"
+    text = (csrc / "cuda/lstm_sequence_fwd_geometry.h").read_text()
+    text += (csrc / "include/lstmvid/lstm_sequence_cuda.h").read_text()
+    constants = dict(re.findall(r"constexpr \w+ (k\w+) = (\d+);", text))
+    assert int(constants["kRegisterRounds"]) == REGISTER_ROUNDS
+    assert int(constants["kMaxGroups"]) == MAX_GROUPS
+    widest = re.search(r"kNarrowTileBlocks = (\d+), kWideTileBlocks = (\d+);", text)
+    assert {2: tuple(range(1, int(widest[1]) + 1)), 4: tuple(range(1, int(widest[2]) + 1))} == TILE_BLOCKS
+
+
+def test_the_kernels_own_fields():
+    names = list(plan(64, 8, torch.float32, DEVICES["A100"]).kernel_arguments())
+    assert names[0] == "cluster"
+    assert names[-1] == "cells_in_shared"
+    assert len(names) == 11
