@@ -1,0 +1,62 @@
+"""Small calls of the CUDA backend for compute-sanitizer, each against the float64 reference.
+
+Every cluster size, several passes, tiles and replicas, weights in registers, in shared memory and streamed.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import torch
+
+from lstmvid.backends.cuda import lstm_sequence as backend
+from lstmvid.backends.plan import REGISTER_ARCH, REGISTER_ROUNDS, Plan, geometry
+from lstmvid.testing import Case, check
+
+CASES = [
+    Case(steps=4, batch=3, hidden_size=20, peephole=True),
+    Case(steps=4, batch=11, hidden_size=70, groups=2, reverse=(False, True), lengths=(4, 0, 3, 1, 2, 4, 4, 1, 1, 2, 3)),
+    Case(steps=3, batch=9, hidden_size=203, input_size=None, all_cells=True),
+]
+
+
+def plans(case: Case, arch: int) -> list[Plan]:
+    """One for each cluster size of the device, and one with weights in registers."""
+    element_bytes = case.dtype.itemsize
+    found = []
+    for cluster, in_registers in ((1, 0), (2, 0), (4, 0), (8, 0), (2, REGISTER_ROUNDS)):
+        if (cluster > 1 and arch < 90) or (in_registers and arch != REGISTER_ARCH):
+            continue
+        clusters, unit_blocks, columns = (4, 8, 8) if in_registers else (3, 2, 8)
+        names = {"cluster": cluster, "clusters": clusters, "replicas": 2}
+        names |= {"unit_blocks": unit_blocks, "tile_columns": columns}
+        g = geometry(case.hidden_size, case.batch, element_bytes, **names)
+        if in_registers and (element_bytes == 4 or g.passes > 1 or g.rounds < in_registers):
+            continue
+        resident = min((g.rounds - in_registers) // 2, 2)
+        found.append(Plan(*names.values(), in_registers, resident, 1, 2, 2, cluster != 2, case.groups))
+    return found
+
+
+def main() -> None:
+    """Run all; a wrong result is an error, too."""
+    # Waits take long under a sanitizer, and their polls are counted.
+    backend.MAX_POLLS = 0
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    arch = backend.target_of(torch.device("cuda", torch.cuda.current_device())).limits.arch
+    planned, count = backend.plan, 0
+    for case in CASES:
+        for dtype in (torch.float32, torch.bfloat16):
+            typed = replace(case, dtype=dtype, tensors={})
+            for forced in (None, *plans(typed, arch)):
+                backend.plan = planned if forced is None else lambda *_, forced=forced, **__: forced
+                with torch.no_grad():
+                    check(typed, "cuda", backward=False, device="cuda")
+                count += 1
+    torch.cuda.synchronize()
+    print(f"{count} calls agree with the reference")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
