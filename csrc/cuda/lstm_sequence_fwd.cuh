@@ -16,267 +16,130 @@
 // Floor of a step (KERNELS.md): max(8 B H^2 FLOP, bytes of h and of streamed weights from L2) + one exchange through L2.
 #pragma once
 
-#include "cuda/lstm_sequence_fwd_block.cuh"
-#include "cuda/lstm_sequence_fwd_feed.cuh"
 #include "cuda/lstm_sequence_fwd_launch.h"
-#include "cuda/lstm_sequence_fwd_prepare.cuh"
-#include "cuda/primitives/cluster.h"
 #include "cuda/primitives/flags.h"
-#include "cuda/primitives/launch.h"
-#include "cuda/primitives/matrix.h"
 #include "cuda/primitives/numeric.h"
 #include "cuda/primitives/platform.h"
+#include "cuda/recurrence_feed.cuh"
+#include "cuda/recurrence_launch.cuh"
+#include "cuda/recurrence_multiply.cuh"
+#include "cuda/recurrence_prepare.cuh"
 #include "lstmvid/cell_math.h"
 
 namespace lstmvid {
 
-template <Precision precision, int tile_blocks, int register_rounds>
-struct FwdConfig {
-  static constexpr Precision kPrecision = precision;
-  static constexpr int kTileBlocks = tile_blocks;  // of 8 batch rows
-  static constexpr int kRounds = register_rounds;  // whose weights stay in registers
-  static_assert(tile_blocks >= 1 && tile_blocks <= 6, "more than 48 columns of sums spill on some chip");
-  // A round's weights while the one before is multiplied: a small tile's products are too few to hide the load otherwise.
-  static constexpr bool kLoadsAhead = tile_blocks <= 5;
-  // The sums and the weights fit beside each other only where the feeding warps can give registers away.
-  static constexpr bool kIsServed = register_rounds == 0 || kCanMoveRegisters;
-};
+constexpr int kFwdUnitBlock = 8;
 
-// A warp's weights of a round.
-struct Fragments {
-  FragmentA of[2][2];  // [k-step][i|f, g|o]
+struct FwdParameters {
+  Recurrence r;
+  LstmSequenceFwdCuda p;
 
-  LSTMVID_DEVICE void load(const uint8_t* packed) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      of[i / 2][i % 2] = reinterpret_cast<const FragmentA*>(packed)[i * kWarpSize + lane_idx()];
-    }
+  // Rows of a unit block: 8 of each gate.
+  template <class Operand>
+  LSTMVID_DEVICE const Operand* weight(int64_t group, int64_t unit_block, int row, int64_t k) const {
+    const int64_t unit = unit_block * kFwdUnitBlock + row % kFwdUnitBlock, gate = row / kFwdUnitBlock;
+    if (unit >= p.hidden || k >= p.hidden) return nullptr;
+    return static_cast<const Operand*>(p.weight_hh[group]) + (gate * p.hidden + unit) * p.hidden + k;
+  }
+
+  template <class Operand>
+  LSTMVID_DEVICE const Operand* first_operand(int64_t group, int64_t row, int64_t k) const {
+    return static_cast<const Operand*>(p.h_0.data) + group * p.h_0.stride + row * p.hidden + k;
   }
 };
 
-// A warp that multiplies its unit block with its pairs of K, and finalises its share of the cells.
+// The projections [row of the tile][gate][own units].
+template <class Operand>
+LSTMVID_DEVICE void feed_projections(const FwdParameters& parameters, const Place& place, Ring ring) {
+  const auto& [r, p] = parameters;
+  if (p.projection.data == nullptr) return;
+  const auto* projection = static_cast<const Operand*>(p.projection.data) + place.group * p.projection.stride;
+  const bool is_async = are_pieces(p.hidden) && is_aligned(projection);
+  for (Item item(r, place); !item.done(); item.advance()) {
+    const OwnUnits units(r, place, item);
+    const int64_t row = place.first_row + static_cast<int64_t>(item.tile) * r.plan.tile_columns;
+    const Operand* from = projection + (time_of(r, place, item.step) * r.batch + row) * 4 * p.hidden + units.first;
+    const int gate_bytes = r.g.own * kFwdUnitBlock * static_cast<int>(sizeof(Operand));
+    const InputRows<Operand> rows{from, 4 * p.hidden, p.hidden, 4, units.count, 0, gate_bytes};
+    ring.wait_empty(r.max_polls);
+    rows.copy(ring.here(), r.g.input_row_bytes, place.tile_rows(r, item.tile), is_async);
+    finish_inputs(ring, is_async);
+  }
+}
+
+// A warp's share of the cells, once their sums are there.
 template <class Config>
-struct FwdWorker {
+struct FwdCells {
   using Operand = Element<Config::kPrecision>;
-  static constexpr int kTileBlocks = Config::kTileBlocks;
+  static constexpr int kStateWords = 2;  // c of two cells
+  static constexpr int kWorkerRegisters = 224;
 
   const FwdParameters& parameters;
-  const FwdPlace& place;
-  FwdShared shared;        // cursors of its own
-  float* cells;            // [tile][pass][own][tile block][lane][2]
-  const int32_t* lengths;  // [tile][row]
-  const int unit_block, k_warp;
-  const bool multiplies;  // 8 warps needn't divide by the unit blocks
-  uint32_t parity = 0;    // of the item, for the partial sums' barriers
-  Fragments in_registers[Config::kRounds > 0 ? Config::kRounds : 1];
-  float sums[2][kTileBlocks][4];  // i|f and g|o: fragments D of matrix.h
+  Multiplier<Config>& sums;
 
-  LSTMVID_DEVICE FwdWorker(const FwdParameters& parameters, const FwdPlace& place, const FwdShared& shared)
-      : parameters(parameters),
-        place(place),
-        shared(shared),
-        unit_block(warp_idx() % parameters.plan.unit_blocks),
-        k_warp(warp_idx() / parameters.plan.unit_blocks),
-        multiplies(k_warp < parameters.g.k_warps) {
-    const auto& [p, plan, g] = parameters;
-    cells = plan.cells_in_shared ? reinterpret_cast<float*>(shared_memory() + g.cells)
-                                 : reinterpret_cast<float*>(static_cast<uint8_t*>(p.workspace) + g.cells_in_workspace) +
-                                       block_idx() * g.cells_per_block;
-    lengths = plan.cells_in_shared ? reinterpret_cast<const int32_t*>(shared_memory() + g.lengths)
-                                   : row_lengths(parameters, place);
-  }
-
-  // This warp's fragments in a round of weights.
-  LSTMVID_DEVICE const uint8_t* mine(const uint8_t* round) const {
-    return round + (k_warp * parameters.plan.unit_blocks + unit_block) * kFragmentBytes;
-  }
-
-  LSTMVID_DEVICE void load_registers() {
-    if constexpr (Config::kRounds > 0) {
-      if (!multiplies) return;
-      const uint8_t* packed = packed_weights(parameters, place, 0);
-#pragma unroll
-      for (int round = 0; round < Config::kRounds; ++round) {
-        in_registers[round].load(mine(packed + round * parameters.g.round_bytes));
-      }
-    }
-  }
-
-  LSTMVID_DEVICE void multiply_round(const Fragments& weights, const uint8_t* hidden) {
-#pragma unroll
-    for (int n = 0; n < kTileBlocks; ++n) {
-      uint32_t b[4];  // [K 64 bytes, 8 rows]
-      load_matrices(b, hidden + n * 8 * parameters.g.stage_row_bytes);
-#pragma unroll
-      for (int k_step = 0; k_step < 2; ++k_step) {
-        multiply<Config::kPrecision>(sums[0][n], weights.of[k_step][0].x, b[2 * k_step], b[2 * k_step + 1]);
-        multiply<Config::kPrecision>(sums[1][n], weights.of[k_step][1].x, b[2 * k_step], b[2 * k_step + 1]);
-      }
-    }
-  }
-
-  // sums [32 rows, tile] = this warp's part of W_hh h_{t-1}.
-  LSTMVID_DEVICE void multiply_item(const FwdItem& item) {
-    const LstmSequencePlan& plan = parameters.plan;
-    const FwdGeometry& g = parameters.g;
-    const uint64_t polls = parameters.p.max_polls;
-#pragma unroll
-    for (int gates = 0; gates < 2; ++gates) {
-#pragma unroll
-      for (int n = 0; n < kTileBlocks; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[gates][n][i] = 0.0f;
-      }
-    }
-    const int lane = lane_idx();
-    const int lane_offset = lane % 8 * g.stage_row_bytes + lane / 8 * 16 + k_warp * kPairBytes;
-    const uint8_t* hidden = nullptr;
-    int left_in_stage = 0, left = g.rounds;
-    const auto enter = [&] {
-      if (left_in_stage == 0) {
-        shared.hidden.wait_full(polls);
-        hidden = shared.hidden.here() + lane_offset;
-        left_in_stage = plan.hidden_stage_rounds;
-      }
-    };
-    const auto leave = [&] {
-      --left;
-      hidden += g.k_warps * kPairBytes;
-      if (--left_in_stage == 0 || left == 0) {
-        shared.hidden.release();
-        left_in_stage = 0;
-      }
-    };
-
-    if constexpr (Config::kRounds > 0) {
-#pragma unroll
-      for (int round = 0; round < Config::kRounds; ++round) {
-        enter();
-        multiply_round(in_registers[round], hidden);
-        leave();
-      }
-    }
-    Fragments weights;
-    const uint8_t* resident = mine(shared_memory() + g.resident + item.pass * plan.resident_rounds * g.round_bytes);
-    if (Config::kLoadsAhead && plan.resident_rounds > 0) weights.load(resident);
-#pragma unroll 1
-    for (int round = 0; round < plan.resident_rounds; ++round) {
-      Fragments next;
-      if constexpr (Config::kLoadsAhead) {
-        resident += g.round_bytes;
-        if (round + 1 < plan.resident_rounds) next.load(resident);
-      } else {
-        weights.load(resident + round * g.round_bytes);
-      }
-      enter();
-      multiply_round(weights, hidden);
-      leave();
-      if constexpr (Config::kLoadsAhead) weights = next;
-    }
-#pragma unroll 1
-    for (int round = 0; round < g.streamed_rounds; ++round) {
-      enter();
-      shared.weights.wait_full(polls);
-      weights.load(mine(shared.weights.here()));
-      multiply_round(weights, hidden);
-      shared.weights.release();
-      leave();
-    }
-  }
-
-  // The partial sums [own][tile block][source][i|f, g|o][lane] of the first source.
-  LSTMVID_DEVICE float4* partial(int own, int n) const {
-    const int sources = parameters.plan.cluster * parameters.g.k_warps;
-    return reinterpret_cast<float4*>(shared_memory() + parameters.g.partials) + (own * kTileBlocks + n) * sources * 64 +
-           lane_idx();
-  }
-
-  // The sums to the block that finalises the unit block.
-  LSTMVID_DEVICE void send_partials() {
-    const auto& [p, plan, g] = parameters;
-    const int to = unit_block / g.own;
-    const int source = place.rank * g.k_warps + k_warp;
-    wait(shared.partials_empty(to), parity ^ 1, p.max_polls);
-#pragma unroll
-    for (int n = 0; n < kTileBlocks; ++n) {
-      float4* slot = partial(unit_block % g.own, n) + source * 64;
-#pragma unroll
-      for (int gates = 0; gates < 2; ++gates) {
-        const float* x = sums[gates][n];
-        store_remote(slot + gates * kWarpSize, to, make_float4(x[0], x[1], x[2], x[3]), shared.partials_full());
-      }
-    }
-    finish_remote_stores(shared.partials_full(), to);
+  static LSTMVID_DEVICE void feed(const FwdParameters& parameters, const Place& place, const Ring& ring) {
+    feed_projections<Operand>(parameters, place, ring);
   }
 
   // Two cells of this lane: one unit, two neighbouring rows of a tile.
-  struct CellPair {
+  struct Pair {
     const float* constants;
-    float4* slot;  // the first source's sums: i|f there, g|o kWarpSize further
-    float* c;
+    float4* slot;       // the first source's sums: i|f there, g|o kWarpSize further
+    float* c;           // the second one's kWarpSize further
     int64_t unit, row;  // of the layer, of the batch
     int unit_in_own, row_in_tile;
-    const int32_t* lengths;  // of the two rows
   };
 
-  LSTMVID_DEVICE CellPair cell_pair(const FwdItem& item, int own, int n) const {
-    const auto& [p, plan, g] = parameters;
-    const int lane = lane_idx();
-    CellPair pair;
-    pair.unit_in_own = own * kUnitBlock + lane / 4;
-    pair.unit = place.own_unit_block(parameters, item.pass) * static_cast<int64_t>(kUnitBlock) + pair.unit_in_own;
-    pair.row_in_tile = n * 8 + lane % 4 * 2;
-    pair.row = place.first_row + static_cast<int64_t>(item.tile) * plan.tile_columns + pair.row_in_tile;
-    pair.constants = shared_constants(parameters) + (item.pass * g.own * kUnitBlock + pair.unit_in_own) * kConstants;
-    pair.slot = partial(own, n);
-    const int64_t block = (static_cast<int64_t>(item.tile) * g.passes + item.pass) * g.own + own;
-    pair.c = cells + ((block * kTileBlocks + n) * kWarpSize + lane) * 2;
-    pair.lengths = lengths + item.tile * plan.tile_columns + pair.row_in_tile;
+  LSTMVID_DEVICE Pair pair_of(const Item& item, int own, int n) const {
+    const Recurrence& r = parameters.r;
+    const Place& place = sums.place;
+    Pair pair;
+    pair.unit_in_own = own * kFwdUnitBlock + lane_idx() / 4;
+    pair.unit = place.own_unit_block(r, item.pass) * static_cast<int64_t>(kFwdUnitBlock) + pair.unit_in_own;
+    pair.row_in_tile = n * 8 + lane_idx() % 4 * 2;
+    pair.row = place.first_row + static_cast<int64_t>(item.tile) * r.plan.tile_columns + pair.row_in_tile;
+    pair.constants = shared_constants(r) + (item.pass * r.g.own * kFwdUnitBlock + pair.unit_in_own) * kConstants;
+    pair.slot = sums.partial(own, n);
+    pair.c = sums.template state<kStateWords>(item, own, n);
     return pair;
   }
 
   // -1 where there is no such cell.
-  LSTMVID_DEVICE int32_t length(const CellPair& pair, int b) const {
-    return pair.unit < parameters.p.hidden ? pair.lengths[b] : -1;
+  LSTMVID_DEVICE int32_t length(const Item& item, const Pair& pair, int b) const {
+    return pair.unit < parameters.p.hidden ? sums.length(item, pair.row_in_tile + b) : -1;
   }
 
   // c_t into its place, h_t into the exchange, the activated gates over the sums.
-  LSTMVID_DEVICE void compute_cells(const FwdItem& item, int own, int n) {
-    const auto& [p, plan, g] = parameters;
-    const CellPair pair = cell_pair(item, own, n);
-    float4 z_if = pair.slot[0], z_go = pair.slot[kWarpSize];
-    const int sources = plan.cluster * g.k_warps;
-#pragma unroll 2
-    for (int source = 1; source < sources; ++source) {
-      const float4 x = pair.slot[source * 64], y = pair.slot[source * 64 + kWarpSize];
-      z_if = make_float4(z_if.x + x.x, z_if.y + x.y, z_if.z + x.z, z_if.w + x.w);
-      z_go = make_float4(z_go.x + y.x, z_go.y + y.y, z_go.z + y.z, z_go.w + y.w);
-    }
+  LSTMVID_DEVICE void compute(const Item& item, int own, int n) {
+    const auto& [r, p] = parameters;
+    const Pair pair = pair_of(item, own, n);
+    float4 z_if, z_go;
+    sums.add_partials(pair.slot, z_if, z_go);
     const float* k = pair.constants;
     Gates<float> z[2] = {{z_if.x, z_if.z, z_go.x, z_go.z}, {z_if.y, z_if.w, z_go.y, z_go.w}};
-    const int64_t time = time_of(parameters, place, item.step);
+    const int64_t time = time_of(r, sums.place, item.step);
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
-      const int32_t steps = length(pair, b);
+      const int32_t steps = length(item, pair, b);
       if (steps < 0) continue;
       const int row = pair.row_in_tile + b;
       Gates<float> add{k[0], k[1], k[2], k[3]};
       if (p.projection.data != nullptr) {
-        const auto* x = reinterpret_cast<const Operand*>(shared.projections.here() + row * g.projection_row_bytes) +
-                        pair.unit_in_own;
-        const int gate = g.own * kUnitBlock;
+        const auto* x =
+            reinterpret_cast<const Operand*>(sums.memory.inputs.here() + row * r.g.input_row_bytes) + pair.unit_in_own;
+        const int gate = r.g.own * kFwdUnitBlock;
         add = {to_float(x[0]), to_float(x[gate]), to_float(x[2 * gate]), to_float(x[3 * gate])};
       }
       z[b] = {z[b].i + add.i, z[b].f + add.f, z[b].g + add.g, z[b].o + add.o};
-      const Cell<float> cell = cell_forward<DeviceMath>(z[b], Peephole<float>{k[4], k[5], k[6]}, pair.c[b]);
+      const Cell<float> cell = cell_forward<DeviceMath>(z[b], Peephole<float>{k[4], k[5], k[6]}, pair.c[b * kWarpSize]);
       z[b] = cell.gates;
-      const int64_t offset = as_bits(k[7]) + static_cast<int64_t>(row) * g.stage_row_bytes;
-      auto* h = reinterpret_cast<Operand*>(exchange_tile(parameters, place, item.step + 1, item.tile) + offset);
+      const int64_t offset = as_bits(k[7]) + static_cast<int64_t>(row) * r.g.stage_row_bytes;
+      auto* h = reinterpret_cast<Operand*>(exchange_tile(r, sums.place, item.step + 1, item.tile) + offset);
       if (time < steps) {
-        pair.c[b] = cell.c;
+        pair.c[b * kWarpSize] = cell.c;
         store_exchanged(h, as_operand<Config::kPrecision>(from_float<Operand>(cell.h)));
       } else {
-        const auto* before = exchange_tile(parameters, place, item.step, item.tile) + offset;
+        const auto* before = exchange_tile(r, sums.place, item.step, item.tile) + offset;
         store_exchanged(h, load_exchanged(reinterpret_cast<const Operand*>(before)));
       }
     }
@@ -285,30 +148,30 @@ struct FwdWorker {
   }
 
   // What the caller gets of the step. Nobody on the device waits for it, so it comes after the flag.
-  LSTMVID_DEVICE void store_cells(const FwdItem& item, int own, int n) {
-    const auto& [p, plan, g] = parameters;
-    const CellPair pair = cell_pair(item, own, n);
+  LSTMVID_DEVICE void store(const Item& item, int own, int n) {
+    const auto& [r, p] = parameters;
+    const Pair pair = pair_of(item, own, n);
     const float4 gates_if = pair.slot[0], gates_go = pair.slot[kWarpSize];
     const Gates<float> gates[2] = {{gates_if.x, gates_if.z, gates_go.x, gates_go.z},
                                    {gates_if.y, gates_if.w, gates_go.y, gates_go.w}};
-    const int64_t time = time_of(parameters, place, item.step);
-    const bool is_reverse = (p.reverse >> place.group & 1) != 0;
+    const int64_t time = time_of(r, sums.place, item.step);
+    const bool is_reverse = (r.reverse >> sums.place.group & 1) != 0;
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
-      const int32_t steps = length(pair, b);
+      const int32_t steps = length(item, pair, b);
       if (steps < 0) continue;
-      const float c = pair.c[b];
+      const float c = pair.c[b * kWarpSize];
       const bool is_running = time < steps;
       const Operand h = from_float<Operand>(is_running ? gates[b].o * DeviceMath::tanh(c) : 0.0f);
-      const int64_t row = pair.row + b, at_row = (time * p.batch + row) * p.hidden + pair.unit;
-      static_cast<Operand*>(p.output.data)[place.group * p.output.stride + at_row] = h;
+      const int64_t row = pair.row + b, at_row = (time * r.batch + row) * p.hidden + pair.unit;
+      static_cast<Operand*>(p.output.data)[sums.place.group * p.output.stride + at_row] = h;
       if (is_running && time == (is_reverse ? 0 : steps - 1)) {
-        static_cast<Operand*>(p.h_n.data)[place.group * p.h_n.stride + row * p.hidden + pair.unit] = h;
+        static_cast<Operand*>(p.h_n.data)[sums.place.group * p.h_n.stride + row * p.hidden + pair.unit] = h;
       }
-      if (p.cells.data != nullptr) p.cells.data[place.group * p.cells.stride + at_row] = c;
+      if (p.cells.data != nullptr) p.cells.data[sums.place.group * p.cells.stride + at_row] = c;
       if (p.gates.data != nullptr) {
-        auto* to = static_cast<Operand*>(p.gates.data) + place.group * p.gates.stride +
-                   (time * p.batch + row) * 4 * p.hidden + pair.unit;
+        auto* to = static_cast<Operand*>(p.gates.data) + sums.place.group * p.gates.stride +
+                   (time * r.batch + row) * 4 * p.hidden + pair.unit;
         to[0] = from_float<Operand>(gates[b].i);
         to[p.hidden] = from_float<Operand>(gates[b].f);
         to[2 * p.hidden] = from_float<Operand>(gates[b].g);
@@ -317,146 +180,83 @@ struct FwdWorker {
     }
   }
 
-  // Calls visit(own unit block, tile block) for this warp's share of an item's cells.
+  LSTMVID_DEVICE void finalise(const Item& item) {
+    const auto& [r, p] = parameters;
+    const bool has_input = p.projection.data != nullptr;
+    sums.wait_partials();
+    if (has_input) sums.memory.inputs.wait_full(r.max_polls);
+    sums.for_cells(item, [&](int own, int n) { compute(item, own, n); });
+    if (has_input) sums.memory.inputs.release();
+    sums.publish_item(item);
+    sums.for_cells(item, [&](int own, int n) { store(item, own, n); });
+    sums.release_partials();
+  }
+
+  // visit(c, its place in a [B, H] tensor) of all this warp's cells.
   template <class Visit>
-  LSTMVID_DEVICE void for_cells(const FwdItem& item, const Visit& visit) const {
-    const int blocks = (place.tile_rows(parameters, item.tile) + 7) / 8,
-              count = place.existing(parameters, item.pass) * blocks;
-#pragma unroll 1
-    for (int i = warp_idx(); i < count; i += kConsumerWarps) visit(i / blocks, i % blocks);
-  }
-
-  LSTMVID_DEVICE void finalise(const FwdItem& item) {
-    const auto& [p, plan, g] = parameters;
-    if (thread_idx() == 0) {
-      const int sums = place.owned(parameters, place.rank) * kTileBlocks * plan.cluster * g.k_warps;
-      expect_remote_stores(shared.partials_full(), static_cast<uint32_t>(sums * 1024));
-    }
-    if (plan.cluster > 1) {
-      wait_in_cluster(shared.partials_full(), parity, p.max_polls);
-    } else {
-      wait(shared.partials_full(), parity, p.max_polls);
-    }
-    if (p.projection.data != nullptr) shared.projections.wait_full(p.max_polls);
-    for_cells(item, [&](int own, int n) { compute_cells(item, own, n); });
-    if (p.projection.data != nullptr) shared.projections.release();
-    sync_warps(1, kConsumerWarps * kWarpSize);
-    if (item.is_last_pass() && thread_idx() == 0) {
-      publish(tile_flags(parameters, place, item.tile) + place.cluster * g.owning_ranks + place.rank,
-              static_cast<uint32_t>(item.step + 1));
-    }
-    for_cells(item, [&](int own, int n) { store_cells(item, own, n); });
-    sync_lanes();
-    if (lane_idx() == 0) {
-      for (int rank = 0; rank < plan.cluster; ++rank) arrive_remote(shared.partials_empty(place.rank), rank);
-    }
-  }
-
-  // c of all this warp's cells, from or to a [B, H] tensor.
-  template <class Visit>
-  LSTMVID_DEVICE void for_all_cells(const Visit& visit) const {
-    FwdItem item(parameters, place);
-    for (; !item.done() && item.step == parameters.p.first_step; item.advance()) {
-      for_cells(item, [&](int own, int n) {
-        const CellPair pair = cell_pair(item, own, n);
-        for (int b = 0; b < 2; ++b) {
-          if (length(pair, b) >= 0) visit(pair.c[b], (pair.row + b) * parameters.p.hidden + pair.unit);
-        }
-      });
-    }
-  }
-
-  LSTMVID_DEVICE void run() {
-    const LstmSequenceFwdCuda& p = parameters.p;
-    load_registers();
-    const float* before =
-        p.first_step == 0 ? p.c_0.data + place.group * p.c_0.stride : p.c_n.data + place.group * p.c_n.stride;
-    for_all_cells([&](float& c, int64_t at) { c = before[at]; });
-    const bool finalises = place.owned(parameters, place.rank) > 0;
-    for (FwdItem item(parameters, place); !item.done(); item.advance()) {
-      if (multiplies) {
-        multiply_item(item);
-        send_partials();
+  LSTMVID_DEVICE void for_all(const Visit& visit) const {
+    sums.for_all_cells([&](const Item& item, int own, int n) {
+      const Pair pair = pair_of(item, own, n);
+      for (int b = 0; b < 2; ++b) {
+        if (length(item, pair, b) >= 0) visit(pair.c[b * kWarpSize], (pair.row + b) * parameters.p.hidden + pair.unit);
       }
-      if (finalises) finalise(item);
-      parity ^= 1;
-    }
-    float* after = p.c_n.data + place.group * p.c_n.stride;
-    for_all_cells([&](float& c, int64_t at) { after[at] = c; });
+    });
+  }
+
+  LSTMVID_DEVICE void begin() const {
+    const LstmSequenceFwdCuda& p = parameters.p;
+    const int group = sums.place.group;
+    const float* before = p.first_step == 0 ? p.c_0.data + group * p.c_0.stride : p.c_n.data + group * p.c_n.stride;
+    for_all([&](float& c, int64_t at) { c = before[at]; });
+  }
+
+  LSTMVID_DEVICE void end() const {
+    float* after = parameters.p.c_n.data + sums.place.group * parameters.p.c_n.stride;
+    for_all([&](float& c, int64_t at) { after[at] = c; });
   }
 };
 
 template <class Config>
-__global__ void __launch_bounds__(kFwdThreads, 1)
+__global__ void __launch_bounds__(kRecurrenceThreads, 1)
     lstm_sequence_fwd_kernel(const __grid_constant__ FwdParameters parameters) {
-  if constexpr (Config::kIsServed) {
-    const FwdPlace place(parameters);
-    const FwdShared shared(parameters);
-    if (thread_idx() == 0) init_barriers(parameters, place, shared);
-    load_constants<Element<Config::kPrecision>>(parameters, place);
-    load_lengths(parameters, place);
-    load_resident_weights(parameters, place);
-    sync_cluster();
-    // 8 warps of 224 and 4 of 64: the 64 K registers that a block of 12 warps has, of which each warp gets 168 at first.
-    if (warp_idx() < kConsumerWarps) {
-      raise_registers<224>();
-      FwdWorker<Config>(parameters, place, shared).run();
-    } else {
-      lower_registers<64>();
-      feed<Element<Config::kPrecision>>(parameters, place, shared);
-    }
-    sync_lanes();
-    sync_cluster();  // nobody leaves while another block may still reach its shared memory
-  } else {
-    trap();
+  run_recurrence<Config, FwdCells<Config>>(parameters, parameters.p.bias);
+}
+
+// h_n of sequences without a step.
+template <Precision precision>
+__global__ void __launch_bounds__(kPrepareThreads)
+    empty_sequences_kernel(const __grid_constant__ FwdParameters parameters) {
+  const LstmSequenceFwdCuda& p = parameters.p;
+  const int64_t size = p.batch * p.hidden, stride = grid_blocks() * kPrepareThreads;
+  for (int64_t at = block_idx() * kPrepareThreads + thread_idx(); at < p.groups * size; at += stride) {
+    const int64_t group = at / size, in_group = at % size;
+    if (p.lengths[in_group / p.hidden] > 0) continue;
+    static_cast<Element<precision>*>(p.h_n.data)[group * p.h_n.stride + in_group] =
+        static_cast<const Element<precision>*>(p.h_0.data)[group * p.h_0.stride + in_group];
   }
 }
 
-using FwdKernel = void (*)(FwdParameters);
-
-// The kernel of the plan's tile: of all widths up to `tile_blocks`. Null if there is none.
-template <Precision precision, int tile_blocks>
-FwdKernel fwd_kernel(const FwdParameters& parameters) {
-  if constexpr (tile_blocks > 0) {
-    if (parameters.g.tile_blocks < tile_blocks) return fwd_kernel<precision, tile_blocks - 1>(parameters);
-    if (parameters.g.tile_blocks == tile_blocks) {
-      if (parameters.plan.register_rounds == 0) return &lstm_sequence_fwd_kernel<FwdConfig<precision, tile_blocks, 0>>;
-      if constexpr (sizeof(Element<precision>) == 2) {
-        return &lstm_sequence_fwd_kernel<FwdConfig<precision, tile_blocks, kRegisterRounds>>;
-      }
-    }
-  }
-  return nullptr;
-}
+struct FwdKernels {
+  using Parameters = FwdParameters;
+  static constexpr int kMostAhead = 5;
+  template <class Config>
+  static constexpr void (*kKernel)(FwdParameters) = &lstm_sequence_fwd_kernel<Config>;
+};
 
 template <Precision precision>
-void launch_fwd(const FwdParameters& parameters, void* stream) {
-  const auto& [p, plan, g] = parameters;
-  constexpr int kTileBlocks = sizeof(Element<precision>) == 2 ? kNarrowTileBlocks : kWideTileBlocks;
-  const FwdKernel kernel = fwd_kernel<precision, kTileBlocks>(parameters);
-  if (kernel == nullptr) {
-    throw std::invalid_argument("lstm_sequence_fwd_cuda: no kernel for " + std::to_string(plan.tile_columns) +
-                                " columns a tile with " + std::to_string(plan.register_rounds) +
-                                " rounds of weights in registers");
+void launch_fwd(const LstmSequenceFwdCuda& p, const Recurrence& r, void* stream) {
+  const FwdParameters parameters{r, p};
+  launch_recurrence<precision, FwdKernels>(parameters, stream);
+  if (p.lengths != nullptr && p.first_step == 0) {
+    launch_kernel(&empty_sequences_kernel<precision>, prepare_launch(p.groups * p.batch * p.hidden, stream),
+                  parameters);
   }
-  const int64_t grid = static_cast<int64_t>(g.teams) * plan.clusters * plan.cluster;
-  const Launch launch{grid, kFwdThreads, plan.cluster, g.shared_bytes, true, stream};
-  if (p.first_step == 0) {
-    check_launch(kernel, launch);  // before the preparations write anything
-    const auto prepare = [&](int64_t items) {
-      const int64_t blocks = ceil_div(items, kPrepareThreads);
-      return Launch{blocks < kPrepareBlocks ? blocks : kPrepareBlocks, kPrepareThreads, 1, 0, false, stream};
-    };
-    launch_kernel(&prepare_state_kernel<precision>, prepare(2 * g.exchange_slot_bytes / g.element_bytes), parameters);
-    launch_kernel(&pack_weights_kernel<precision>, prepare(p.groups * g.packed_group_bytes / 16), parameters);
-  }
-  launch_kernel(kernel, launch, parameters);
 }
 
 template <Precision precision>
 int64_t fwd_active_clusters(int cluster, int64_t shared_bytes) {
-  const Launch launch{cluster, kFwdThreads, cluster, shared_bytes, true, nullptr};
-  return active_clusters(&lstm_sequence_fwd_kernel<FwdConfig<precision, 1, 0>>, launch);
+  const Launch launch{cluster, kRecurrenceThreads, cluster, shared_bytes, true, nullptr};
+  return active_clusters(&lstm_sequence_fwd_kernel<RecurrenceConfig<precision, 1, 0, FwdKernels::kMostAhead>>, launch);
 }
 
 }  // namespace lstmvid

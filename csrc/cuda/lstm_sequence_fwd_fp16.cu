@@ -2,6 +2,6 @@
 
 namespace lstmvid {
 
-template void launch_fwd<Precision::kFloat16>(const FwdParameters& parameters, void* stream);
+template void launch_fwd<Precision::kFloat16>(const LstmSequenceFwdCuda& p, const Recurrence& r, void* stream);
 
 }  // namespace lstmvid

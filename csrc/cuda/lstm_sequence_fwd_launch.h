@@ -1,20 +1,14 @@
 // The forward recurrence's kernels behind one function a precision, so that each is compiled by itself.
 #pragma once
 
-#include "cuda/lstm_sequence_fwd_geometry.h"
+#include "cuda/recurrence_geometry.h"
 #include "lstmvid/dtype.h"
 #include "lstmvid/lstm_sequence_cuda.h"
 
 namespace lstmvid {
 
-struct FwdParameters {
-  LstmSequenceFwdCuda p;
-  LstmSequencePlan plan;
-  FwdGeometry g;
-};
-
 template <Precision precision>
-void launch_fwd(const FwdParameters& parameters, void* stream);
+void launch_fwd(const LstmSequenceFwdCuda& p, const Recurrence& r, void* stream);
 
 template <Precision precision>
 int64_t fwd_active_clusters(int cluster, int64_t shared_bytes);

@@ -24,20 +24,21 @@ PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
 PRODUCTS = {"bf16": "HMMA.16816.F32.BF16", "fp16": "HMMA.16816.F32", "tf32": "HMMA.1688.F32.TF32"}
 PRODUCTS["fp32"] = PRODUCTS["tf32"]
 NARROW = ("bf16", "fp16")
-REGISTER_ROUNDS = 6  # csrc/cuda/lstm_sequence_fwd_geometry.h
+REGISTER_ROUNDS = 6  # csrc/cuda/recurrence_geometry.h
 
 
 class Kernel(NamedTuple):
     """One compiled variant, as its name says."""
 
     arch: str
+    direction: str
     precision: str
     tile_blocks: int
     register_rounds: int
 
     @property
     def is_served(self) -> bool:
-        """Whether a plan for that chip may have it: see FwdConfig::kIsServed."""
+        """Whether a plan for that chip may have it: see RecurrenceConfig::kIsServed."""
         return self.register_rounds == 0 or self.arch == "90a"
 
 
@@ -77,10 +78,10 @@ def _dump(option: str) -> dict[Kernel, list[str]]:
         if found := re.match(r"arch = sm_(\w+)", line):
             arch = found[1]
         elif found := re.search(r"Function\s*:?\s+(\w+)", line):
-            name = re.search(r"lstm_sequence_fwd_kernel\w*?PrecisionE(\d)ELi(\d+)ELi(\d+)E", found[1])
+            name = re.search(r"lstm_sequence_(fwd|bwd)_kernel\w*?PrecisionE(\d)ELi(\d+)ELi(\d+)E", found[1])
             lines = []
             if name:
-                kernels[Kernel(arch, PRECISIONS[int(name[1])], int(name[2]), int(name[3]))] = lines
+                kernels[Kernel(arch, name[1], PRECISIONS[int(name[2])], int(name[3]), int(name[4]))] = lines
         else:
             lines.append(line)
     return kernels
@@ -96,11 +97,12 @@ def _code() -> dict[Kernel, list[Instruction]]:
     }
 
 
-def _variants() -> set[tuple[str, int, int]]:
-    """(precision, tile blocks, register rounds) of all that launch_fwd_kernel() names."""
+def _variants() -> set[tuple[str, str, int, int]]:
+    """(direction, precision, tile blocks, register rounds) of all that recurrence_kernel() chooses from."""
     narrow = [(n, rounds) for n in range(1, 7) for rounds in (0, REGISTER_ROUNDS)]
     wide = [(n, 0) for n in range(1, 5)]
-    return {(p, *variant) for p in PRECISIONS for variant in (narrow if p in NARROW else wide)}
+    variants = [(p, *variant) for p in PRECISIONS for variant in (narrow if p in NARROW else wide)]
+    return {(direction, *variant) for direction in ("fwd", "bwd") for variant in variants}
 
 
 def test_every_chip_has_every_variant():
@@ -137,12 +139,12 @@ def test_the_matrix_instructions_are_the_ones_meant():
 def test_copies_are_asynchronous_and_go_by_the_copy_engine_where_there_is_one():
     for kernel, code in _code().items():
         names = Counter(i.name.split(".")[0] for i in code)
-        assert names["LDGSTS"] > 0, kernel  # projections, in pieces of 16 bytes
+        assert names["LDGSTS"] > 0, kernel  # the gate arithmetic's inputs, in pieces of 16 bytes
         assert not [i for i in code if i.name.startswith("LDGSTS") and "BYPASS" not in i.name], kernel
         if kernel.arch == "80":
             assert names["UBLKCP"] == names["STAS"] == 0, kernel
         else:
-            assert names["UBLKCP"] == 2, kernel  # h, and streamed weights
+            assert names["UBLKCP"] == 2, kernel  # operands, and streamed weights
             assert names["STAS"] == 2 * kernel.tile_blocks, kernel  # partial sums to another block
 
 

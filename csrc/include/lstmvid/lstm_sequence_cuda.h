@@ -19,20 +19,21 @@ struct Grouped {
   int64_t stride;  // elements from group to group
 };
 
-// How a launch divides the work; backends/plan.py makes it. A "pair" is 64 bytes of K: two matrix instructions' worth.
-// A "round" is one pair for each warp along K, a "pass" what a cluster multiplies at once of its units.
+// How a launch divides the work; backends/plan.py makes it. K: the hidden units forward, the four gates' gradients of each
+// backward. A "pair" is 64 bytes of K: two matrix instructions' worth. A "round" is one pair for each warp along K, a "pass"
+// what a cluster multiplies at once of its units, a "unit block" 8 units forward and 32 backward.
 struct LstmSequencePlan {
   int cluster;              // blocks that split K between them: 1, 2, 4 or 8; 1 before sm_90
   int clusters;             // that share the hidden units of one replica
   int replicas;             // of the weights, each with batch rows of its own
-  int unit_blocks;          // of 8 units, in a pass of a cluster: 1 to 8; as many warps along M, 8 / that along K
+  int unit_blocks;          // in a pass of a cluster: 1 to 8; as many warps along M, 8 / that along K
   int tile_columns;         // batch rows in a tile: 8 to 48, or for float32 to 32, in eights
   int register_rounds;      // whose weights stay in registers: 0, or 6 (2-byte operands, a single pass, sm_90)
   int resident_rounds;      // the next ones, whose weights stay in shared memory; the rest is streamed each step
-  int hidden_stage_rounds;  // of h_{t-1} in one stage of its ring
+  int hidden_stage_rounds;  // of h, or of the gradients, in one stage of its ring
   int hidden_stages;        // of that ring, at least 2
   int weight_stages;        // of the streamed weights' ring, each one round; at least 2 where any are streamed
-  bool cells_in_shared;     // c_t, and the rows' lengths, in shared memory, else in the workspace
+  bool cells_in_shared;     // what is carried, and the rows' lengths, in shared memory, else in the workspace
 };
 
 struct LstmSequenceFwdCuda {
@@ -58,9 +59,37 @@ struct LstmSequenceFwdCuda {
   void* workspace;      // lstm_sequence_fwd_cuda_workspace() bytes, aligned to 256
 };
 
+// Backward through the recurrence. Its steps count from the last one back, and there is one more than the forward pass has,
+// which leaves the gradients of the initial states: first_step and end_step run from 0 to steps + 1.
+struct LstmSequenceBwdCuda {
+  int64_t steps, batch, hidden;
+  int64_t first_step, end_step;
+  int groups;
+  DType dtype;
+  bool allow_tf32;
+  uint32_t reverse;  // as the forward pass ran
+  uint64_t max_polls;
+  const void* weight_hh[kMaxGroups];  // of each group [4H, H] operand
+  const void* peephole[kMaxGroups];   // of each group [3H]    operand; all or none, null
+  const int64_t* lengths;             // [B] or null
+  Grouped<const float> c_0;           // [B, H]
+  Grouped<const float> cells;         // [T, B, H]
+  Grouped<const void> gates;          // [T, B, 4H] operand: activated gates
+  Grouped<const void> grad_output;    // [T, B, H]  operand, or null
+  Grouped<const void> grad_h_n;       // [B, H]     operand, or null
+  Grouped<const float> grad_c_n;      // [B, H]     or null
+  Grouped<const float> grad_cells;    // [T, B, H]  or null
+  Grouped<void> grad_gates;           // [T, B, 4H] operand: gradients of the pre-activations, zeros in padding
+  Grouped<void> grad_h_0;             // [B, H]     operand
+  Grouped<float> grad_c_0;            // [B, H]
+  void* workspace;                    // lstm_sequence_bwd_cuda_workspace() bytes, aligned to 256
+};
+
 // Bytes of shared memory that a block of the plan's launch takes. Throws std::invalid_argument if the plan isn't one.
 int64_t lstm_sequence_fwd_cuda_shared_bytes(const LstmSequenceFwdCuda& p, const LstmSequencePlan& plan);
 int64_t lstm_sequence_fwd_cuda_workspace(const LstmSequenceFwdCuda& p, const LstmSequencePlan& plan);
+int64_t lstm_sequence_bwd_cuda_shared_bytes(const LstmSequenceBwdCuda& p, const LstmSequencePlan& plan);
+int64_t lstm_sequence_bwd_cuda_workspace(const LstmSequenceBwdCuda& p, const LstmSequencePlan& plan);
 
 // How many clusters of so many blocks the current device runs at once, as this process may use it (MPS, MIG).
 // Throws std::runtime_error.
@@ -68,5 +97,6 @@ int64_t lstm_sequence_fwd_cuda_active_clusters(int cluster, int64_t shared_bytes
 
 // On the current device, in `stream`. Throws std::invalid_argument or std::runtime_error before anything is launched.
 void lstm_sequence_fwd_cuda(const LstmSequenceFwdCuda& p, const LstmSequencePlan& plan, void* stream);
+void lstm_sequence_bwd_cuda(const LstmSequenceBwdCuda& p, const LstmSequencePlan& plan, void* stream);
 
 }  // namespace lstmvid

@@ -6,74 +6,22 @@
 // `save`, `ragged`, `tf32` (0 or 1), `reverse` (bits), `chunk` (steps a launch), `repeat` (the same bits again, under another
 // schedule). Prints the largest error; exits with 1 where it is too large, where memory beside the results was written, or
 // where the machine reports a fault.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <map>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "cuda/primitives/numeric.h"
 #include "emulation/runtime.h"
+#include "lstm_sequence_call.h"
 #include "lstmvid/lstm_sequence_cuda.h"
 
 namespace lstmvid {
 namespace {
-
-using Arguments = std::map<std::string, int64_t>;
-
-Arguments parse(int count, char** words) {
-  Arguments a{{"steps", 3},           {"batch", 5},
-              {"hidden", 40},         {"groups", 1},
-              {"cluster", 1},         {"clusters", 1},
-              {"replicas", 1},        {"unit_blocks", 8},
-              {"tile_columns", 8},    {"register_rounds", 0},
-              {"resident_rounds", 0}, {"hidden_stage_rounds", 1},
-              {"hidden_stages", 2},   {"weight_stages", 2},
-              {"cells_in_shared", 1}, {"input", 1},
-              {"peephole", 1},        {"save", 1},
-              {"ragged", 0},          {"reverse", 0},
-              {"chunk", 0},           {"seed", 0},
-              {"dtype", 2},           {"tf32", 0},
-              {"repeat", 0},          {"max_polls", 0}};
-  const std::map<std::string, int64_t> dtypes{{"fp32", 0}, {"bf16", 2}, {"fp16", 3}};
-  for (int i = 1; i < count; ++i) {
-    const std::string word = words[i];
-    const auto equals = word.find('=');
-    const std::string name = word.substr(0, equals), value = equals == std::string::npos ? "" : word.substr(equals + 1);
-    if (a.count(name) == 0 || value.empty()) throw std::invalid_argument("what is '" + word + "'?");
-    a[name] = name == "dtype" ? dtypes.at(value) : std::stoll(value);
-  }
-  return a;
-}
-
-// Tensors of the operands' type, and what they are as doubles. Unset elements are NaN.
-struct Operands {
-  DType dtype;
-  std::vector<uint8_t> bytes;
-
-  Operands(DType dtype, int64_t elements) : dtype(dtype), bytes(elements * size(), 0xff) {}
-  int64_t size() const { return dtype == DType::kFloat32 ? 4 : 2; }
-  int64_t elements() const { return static_cast<int64_t>(bytes.size()) / size(); }
-  double get(int64_t i) const {
-    if (dtype == DType::kFloat32) return reinterpret_cast<const float*>(bytes.data())[i];
-    const uint16_t bits = reinterpret_cast<const uint16_t*>(bytes.data())[i];
-    return dtype == DType::kBFloat16 ? to_float(BFloat16{bits}) : to_float(Float16{bits});
-  }
-  void set(int64_t i, double x) {
-    const auto y = static_cast<float>(x);
-    if (dtype == DType::kFloat32) {
-      reinterpret_cast<float*>(bytes.data())[i] = y;
-    } else {
-      reinterpret_cast<uint16_t*>(bytes.data())[i] =
-          dtype == DType::kBFloat16 ? from_float<BFloat16>(y).bits : from_float<Float16>(y).bits;
-    }
-  }
-};
 
 struct Call {
   Arguments a;
@@ -162,37 +110,18 @@ Results run(Call& call) {
     p.cells = {results.cells.data(), sequence};
     p.gates = {results.gates.bytes.data(), 4 * sequence};
   }
-  LstmSequencePlan plan{};
-  plan.cluster = static_cast<int>(a["cluster"]);
-  plan.clusters = static_cast<int>(a["clusters"]);
-  plan.replicas = static_cast<int>(a["replicas"]);
-  plan.unit_blocks = static_cast<int>(a["unit_blocks"]);
-  plan.tile_columns = static_cast<int>(a["tile_columns"]);
-  plan.register_rounds = static_cast<int>(a["register_rounds"]);
-  plan.resident_rounds = static_cast<int>(a["resident_rounds"]);
-  plan.hidden_stage_rounds = static_cast<int>(a["hidden_stage_rounds"]);
-  plan.hidden_stages = static_cast<int>(a["hidden_stages"]);
-  plan.weight_stages = static_cast<int>(a["weight_stages"]);
-  plan.cells_in_shared = a["cells_in_shared"] != 0;
-
+  const LstmSequencePlan plan = plan_of(a);
   p.end_step = call.T;
   const int64_t bytes = lstm_sequence_fwd_cuda_workspace(p, plan);
-  constexpr int64_t kGuard = 256;
-  std::vector<uint8_t> memory(bytes + 2 * kGuard + 256, 0xff);
-  auto at = reinterpret_cast<uintptr_t>(memory.data()) + kGuard;
-  p.workspace = reinterpret_cast<void*>((at + 255) / 256 * 256);
+  Guarded workspace(bytes);
+  p.workspace = workspace.data();
   const int64_t chunk = a["chunk"] != 0 ? a["chunk"] : call.T;
   for (int64_t first = 0; first < call.T; first += chunk) {
     p.first_step = first;
     p.end_step = std::min(call.T, first + chunk);
     lstm_sequence_fwd_cuda(p, plan, nullptr);
   }
-  const auto* end = static_cast<const uint8_t*>(p.workspace) + bytes;
-  for (int64_t i = 0; i < kGuard; ++i) {
-    if (end[i] != 0xff || static_cast<const uint8_t*>(p.workspace)[-1 - i] != 0xff) {
-      throw std::runtime_error("memory beside the workspace was written");
-    }
-  }
+  workspace.check();
   return results;
 }
 
@@ -275,9 +204,7 @@ int check(int count, char** words) {
   const Results actual = run(call);
   Reference reference(call);
   reference.check(actual);
-  const double bound = call.dtype == DType::kBFloat16                    ? 0.02
-                       : call.dtype == DType::kFloat16 || a["tf32"] != 0 ? 0.004
-                                                                         : 2e-5;
+  const double bound = bound_of(a);
   const emulation::Statistics s = emulation::statistics();
   std::printf(
       "error %.3g in %s, bound %.3g; %llu products, %llu of %llu matrix loads and %llu remote stores conflict\n",

@@ -1,8 +1,9 @@
-"""The forward recurrence's own CUDA source, emulated, against the equations in double precision.
+"""The recurrent kernels' own CUDA source, emulated, against the equations in double precision.
 
-`lstm_sequence_check` (the C++ file of that name) runs one call: sizes, options and how the work is divided are its
-arguments. It fails on wrong results, on other bits under another schedule, on bank conflicts, and on whatever the
-emulated machine reports: deadlocks, memory out of bounds, missing fences, unfinished copies.
+`lstm_sequence_check` and `lstm_sequence_bwd_check` (the C++ files of these names) run one call: sizes, options and how
+the work is divided are their arguments. They fail on wrong results, on other bits under another schedule, on bank
+conflicts, and on whatever the emulated machine reports: deadlocks, memory out of bounds, missing fences, unfinished
+copies.
 """
 
 from __future__ import annotations
@@ -15,24 +16,32 @@ from pathlib import Path
 
 import pytest
 
-REGISTER_ROUNDS = 6  # csrc/cuda/lstm_sequence_fwd_geometry.h
+REGISTER_ROUNDS = 6  # csrc/cuda/recurrence_geometry.h
+DIRECTIONS = {"forward": "lstm_sequence_check", "backward": "lstm_sequence_bwd_check"}
 OPTIONS = {
     "ASAN_OPTIONS": "detect_stack_use_after_return=0",
     "TSAN_OPTIONS": "halt_on_error=1 exitcode=66 atexit_sleep_ms=0",
 }
 
 
-def run(build: Path, call: dict[str, object]) -> subprocess.CompletedProcess[str]:
-    command = [
-        str(build / "lstm_sequence_check"),
-        *(f"{name}={int(x) if x is True or x is False else x}" for name, x in call.items()),
-    ]
+def run(program: Path, call: dict[str, object]) -> subprocess.CompletedProcess[str]:
+    command = [str(program), *(f"{name}={value}" for name, value in call.items())]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | OPTIONS, timeout=300)
 
 
-def agree(build: Path, call: dict[str, object]) -> None:
-    done = run(build, call)
+def agree(program: Path, call: dict[str, object]) -> None:
+    done = run(program, call)
     assert done.returncode == 0, f"{call}\n{done.stdout}{done.stderr}"
+
+
+@pytest.fixture
+def program(emulation):
+    """`program(direction, arch, sanitizer)`: the path of the check."""
+
+    def build(direction: str, arch: int, sanitizer: str = "none") -> Path:
+        return emulation(DIRECTIONS[direction], arch, sanitizer) / DIRECTIONS[direction]
+
+    return build
 
 
 NAMED = {
@@ -77,20 +86,39 @@ IN_REGISTERS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32", "tf32"])
-@pytest.mark.parametrize("arch", [80, 90])
-def test_agrees_with_the_equations(emulation, arch, dtype):
-    build = emulation("lstm_sequence_check", arch)
-    kind = {"dtype": "fp32", "tf32": 1} if dtype == "tf32" else {"dtype": dtype}
-    calls = dict(NAMED) | (CLUSTERS if arch == 90 else {})
+BACKWARD = {
+    "gradients of all cells": {"all_cells": 1, "ragged": 1, "hidden": 70, "unit_blocks": 1, "clusters": 3},
+    "only the final states' gradients": {"input": 0, "unit_blocks": 2, "hidden": 50},
+    "only the output's gradient": {"save": 0, "reverse": 1, "ragged": 1, "unit_blocks": 2},
+    "in parts": {"chunk": 2, "cells_in_shared": 0, "steps": 5, "ragged": 1, "unit_blocks": 1, "clusters": 2},
+    "a unit block that isn't full": {"hidden": 97, "unit_blocks": 4, "clusters": 1, "batch": 17},
+}
+
+
+def calls_of(direction: str, arch: int, dtype: str) -> list[dict[str, object]]:
+    calls = dict(NAMED) | (BACKWARD if direction == "backward" else {}) | (CLUSTERS if arch == 90 else {})
     if arch == 90 and dtype in ("bf16", "fp16"):
         calls |= IN_REGISTERS
-    for seed, call in enumerate(calls.values()):
-        agree(build, call | kind | {"seed": seed, "repeat": 1})
+    if direction == "backward":  # its units lie in blocks of 32, and in parts it runs only with its state outside
+        for name, call in calls.items():
+            if call.get("chunk"):
+                calls[name] = call | {"cells_in_shared": 0}
+    return list(calls.values())
 
 
-def draw(random: random.Random, arch: int) -> dict[str, object]:
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32", "tf32"])
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_agrees_with_the_equations(program, direction, arch, dtype):
+    check = program(direction, arch)
+    kind = {"dtype": "fp32", "tf32": 1} if dtype == "tf32" else {"dtype": dtype}
+    for seed, call in enumerate(calls_of(direction, arch, dtype)):
+        agree(check, call | kind | {"seed": seed, "repeat": 1})
+
+
+def draw(random: random.Random, direction: str, arch: int) -> dict[str, object]:
     """A call with a plan that fits the device."""
+    block, of_unit = (32, 4) if direction == "backward" else (8, 1)
     while True:
         dtype = random.choice(["bf16", "fp16", "fp32"])
         size = 4 if dtype == "fp32" else 2
@@ -99,7 +127,7 @@ def draw(random: random.Random, arch: int) -> dict[str, object]:
             "hidden": random.choice([1, 3, 8, 17, 33, 40, 64, 72, 100, 129, 200, 264]),
             "batch": random.choice([1, 2, 5, 8, 9, 17, 40]),
             "steps": random.choice([1, 2, 3, 5]),
-            "cluster": 1 if arch == 80 else random.choice([1, 2, 4]),
+            "cluster": 1 if arch == 80 else random.choice([1, 2, 4, 8] if of_unit == 4 else [1, 2, 4]),
             "clusters": random.randint(1, 4),
             "unit_blocks": random.randint(1, 8),
             "tile_columns": 8 * random.randint(1, 4 if size == 4 else 6),
@@ -115,39 +143,47 @@ def draw(random: random.Random, arch: int) -> dict[str, object]:
             "repeat": 1,
         }
         call |= {name: random.randint(0, 1) for name in ("cells_in_shared", "input", "peephole", "save", "ragged")}
-        pairs = math.ceil(call["hidden"] / (64 // size * call["cluster"]))
+        pairs = math.ceil(of_unit * call["hidden"] / (64 // size * call["cluster"]))
         rounds = math.ceil(pairs / (8 // call["unit_blocks"]))
-        blocks = math.ceil(math.ceil(call["hidden"] / 8) / call["clusters"])
+        blocks = math.ceil(math.ceil(call["hidden"] / block) / call["clusters"])
         passes = math.ceil(blocks / call["unit_blocks"])
         if size == 2 and passes == 1 and rounds >= REGISTER_ROUNDS and arch == 90 and random.random() < 0.7:
             call["register_rounds"] = REGISTER_ROUNDS
             rounds -= REGISTER_ROUNDS
         call["resident_rounds"] = random.randint(0, rounds)
+        if direction == "backward":
+            call |= {"all_cells": random.randint(0, 1)} | ({"chunk": 0} if call["cells_in_shared"] else {})
         # Of a block: the rings and resident weights, roughly; what doesn't fit is refused, and that isn't meant here.
         k_warps = 8 // call["unit_blocks"]
         ring = call["hidden_stages"] * call["tile_columns"] * call["hidden_stage_rounds"] * k_warps * 64
         weights = (passes * call["resident_rounds"] + call["weight_stages"]) * call["unit_blocks"] * k_warps * 2048
         sums = math.ceil(call["unit_blocks"] / call["cluster"]) * call["tile_columns"] * call["cluster"] * k_warps * 128
-        if ring + weights + sums < 170_000:
+        inputs = call["tile_columns"] * math.ceil(call["unit_blocks"] / call["cluster"]) * block * (5 * size + 12)
+        rows = math.ceil(call["batch"] / call["replicas"]) + call["tile_columns"]
+        state = rows * math.ceil(call["unit_blocks"] / call["cluster"]) * passes * block * 8 * call["cells_in_shared"]
+        if ring + weights + sums + inputs + state < 170_000:
             return call
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("arch", [80, 90])
-def test_random_calls_agree(emulation, arch, seed):
-    build, generator = emulation("lstm_sequence_check", arch), random.Random(1000 * arch + seed)
-    for _ in range(15):
-        agree(build, draw(generator, arch))
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_random_calls_agree(program, direction, arch, seed):
+    check, generator = program(direction, arch), random.Random(1000 * arch + seed)
+    for _ in range(12):
+        agree(check, draw(generator, direction, arch))
 
 
 @pytest.mark.parametrize("arch", [80, 90])
-def test_a_wait_for_what_never_comes_ends_in_an_error(emulation, arch):
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_wait_for_what_never_comes_ends_in_an_error(program, direction, arch):
     """One poll is fewer than any exchange takes: the kernel gives up, as it would after some seconds on a GPU."""
-    done = run(emulation("lstm_sequence_check", arch), {"max_polls": 1, "clusters": 2})
+    done = run(program(direction, arch), {"max_polls": 1, "clusters": 2})
     assert done.returncode == 1
     assert "trap" in done.stdout
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -155,7 +191,7 @@ def test_a_wait_for_what_never_comes_ends_in_an_error(emulation, arch):
         ({"unit_blocks": 9}, "unit_blocks must be from 1 to 8"),
         ({"tile_columns": 12}, "tile_columns must be a multiple of 8"),
         ({"tile_columns": 56}, "no kernel for 56 columns"),
-        ({"register_rounds": 6}, "more rounds are held than there are"),
+        ({"resident_rounds": 60}, "more rounds are held than there are"),
         ({"register_rounds": 2}, "register_rounds must be 0, or 6"),
         ({"hidden_stages": 1}, "needs two stages"),
         ({"weight_stages": 1}, "streamed weights need two stages"),
@@ -164,10 +200,16 @@ def test_a_wait_for_what_never_comes_ends_in_an_error(emulation, arch):
         ({"dtype": "fp32", "tile_columns": 40}, "no kernel for 40 columns"),
     ],
 )
-def test_what_no_kernel_can_run_is_refused(emulation, wrong, message):
-    done = run(emulation("lstm_sequence_check", 90), wrong)
+def test_what_no_kernel_can_run_is_refused(program, direction, wrong, message):
+    done = run(program(direction, 90), wrong)
     assert done.returncode == 1
     assert message in done.stdout
+
+
+def test_backward_in_parts_needs_its_state_outside(program):
+    done = run(program("backward", 90), {"chunk": 2})
+    assert done.returncode == 1
+    assert "only with cells_in_shared off" in done.stdout
 
 
 def blocks(call: dict[str, object]) -> int:
@@ -177,16 +219,16 @@ def blocks(call: dict[str, object]) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 @pytest.mark.parametrize("arch", [80, 90])
-def test_no_sanitizer_finding(emulation, arch, sanitizer):
-    build = emulation("lstm_sequence_check", arch, sanitizer)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_no_sanitizer_finding(program, direction, arch, sanitizer):
+    check = program(direction, arch, sanitizer)
     most = 10 if sanitizer == "thread" else 100  # which keeps a history of every emulated thread
-    calls = list(NAMED.values()) + (list(CLUSTERS.values()) + list(IN_REGISTERS.values()) if arch == 90 else [])
-    calls = [{"dtype": "bf16"} | call | {"seed": seed} for seed, call in enumerate(calls)]
+    calls = [{"dtype": "bf16"} | call | {"seed": seed} for seed, call in enumerate(calls_of(direction, arch, "bf16"))]
     generator = random.Random(arch)
     while len(calls) < 30:
-        drawn = draw(generator, arch) | {"repeat": 0}
+        drawn = draw(generator, direction, arch) | {"repeat": 0}
         if blocks(drawn) <= most:
             calls.append(drawn)
     for call in calls:
         if blocks(call) <= most:
-            agree(build, call)
+            agree(check, call)
