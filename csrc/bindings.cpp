@@ -127,8 +127,10 @@ void take_pointers(const void* (&pointers)[lstmvid::kMaxGroups], const py::dict&
   for (size_t group = 0; group < given.size(); ++group) pointers[group] = reinterpret_cast<const void*>(given[group]);
 }
 
-lstmvid::LstmSequenceFwdCuda cuda_forward_parameters(const py::dict& arguments) {
-  lstmvid::LstmSequenceFwdCuda p{};
+// What both directions of the recurrence on a GPU have in common.
+template <class Parameters>
+Parameters cuda_common(const py::dict& arguments) {
+  Parameters p{};
   p.steps = arguments["steps"].cast<int64_t>();
   p.batch = arguments["batch"].cast<int64_t>();
   p.hidden = arguments["hidden"].cast<int64_t>();
@@ -140,18 +142,37 @@ lstmvid::LstmSequenceFwdCuda cuda_forward_parameters(const py::dict& arguments) 
   p.reverse = arguments["reverse"].cast<uint32_t>();
   p.max_polls = arguments["max_polls"].cast<uint64_t>();
   take_pointers(p.weight_hh, arguments, "weight_hh");
-  take_pointers(p.bias, arguments, "bias");
   take_pointers(p.peephole, arguments, "peephole");
+  p.lengths = pointer<const int64_t>(arguments, "lengths");
+  p.c_0 = grouped<const float>(arguments, "c_0");
+  p.workspace = pointer<void>(arguments, "workspace");
+  return p;
+}
+
+lstmvid::LstmSequenceFwdCuda cuda_forward_parameters(const py::dict& arguments) {
+  auto p = cuda_common<lstmvid::LstmSequenceFwdCuda>(arguments);
+  take_pointers(p.bias, arguments, "bias");
   p.projection = grouped<const void>(arguments, "projection");
   p.h_0 = grouped<const void>(arguments, "h_0");
-  p.c_0 = grouped<const float>(arguments, "c_0");
-  p.lengths = pointer<const int64_t>(arguments, "lengths");
   p.output = grouped<void>(arguments, "output");
   p.h_n = grouped<void>(arguments, "h_n");
   p.c_n = grouped<float>(arguments, "c_n");
   p.cells = grouped<float>(arguments, "cells");
   p.gates = grouped<void>(arguments, "gates");
-  p.workspace = pointer<void>(arguments, "workspace");
+  return p;
+}
+
+lstmvid::LstmSequenceBwdCuda cuda_backward_parameters(const py::dict& arguments) {
+  auto p = cuda_common<lstmvid::LstmSequenceBwdCuda>(arguments);
+  p.cells = grouped<const float>(arguments, "cells");
+  p.gates = grouped<const void>(arguments, "gates");
+  p.grad_output = grouped<const void>(arguments, "grad_output");
+  p.grad_h_n = grouped<const void>(arguments, "grad_h_n");
+  p.grad_c_n = grouped<const float>(arguments, "grad_c_n");
+  p.grad_cells = grouped<const float>(arguments, "grad_cells");
+  p.grad_gates = grouped<void>(arguments, "grad_gates");
+  p.grad_h_0 = grouped<void>(arguments, "grad_h_0");
+  p.grad_c_0 = grouped<float>(arguments, "grad_c_0");
   return p;
 }
 
@@ -195,12 +216,26 @@ class CurrentDevice {
 #endif
 };
 
+template <class Parameters>
+void run_on_device(void (*kernel)(const Parameters&, const lstmvid::LstmSequencePlan&, void*), const Parameters& p,
+                   const lstmvid::LstmSequencePlan& chosen, int device, uintptr_t stream) {
+  const py::gil_scoped_release release;
+  const CurrentDevice current(device);
+  kernel(p, chosen, reinterpret_cast<void*>(stream));
+}
+
 void define_cuda(py::module_& module) {
   module.def("lstm_sequence_fwd_cuda_shared_bytes", [](const py::kwargs& arguments) {
     return lstmvid::lstm_sequence_fwd_cuda_shared_bytes(cuda_forward_parameters(arguments), plan(arguments));
   });
+  module.def("lstm_sequence_bwd_cuda_shared_bytes", [](const py::kwargs& arguments) {
+    return lstmvid::lstm_sequence_bwd_cuda_shared_bytes(cuda_backward_parameters(arguments), plan(arguments));
+  });
   module.def("lstm_sequence_fwd_cuda_workspace", [](const py::kwargs& arguments) {
     return lstmvid::lstm_sequence_fwd_cuda_workspace(cuda_forward_parameters(arguments), plan(arguments));
+  });
+  module.def("lstm_sequence_bwd_cuda_workspace", [](const py::kwargs& arguments) {
+    return lstmvid::lstm_sequence_bwd_cuda_workspace(cuda_backward_parameters(arguments), plan(arguments));
   });
   module.def("lstm_sequence_fwd_cuda_active_clusters", [](int device, int cluster, int64_t shared_bytes) {
     const CurrentDevice current(device);
@@ -209,11 +244,15 @@ void define_cuda(py::module_& module) {
   module.def(
       "lstm_sequence_fwd_cuda",
       [](int device, uintptr_t stream, const py::kwargs& arguments) {
-        const lstmvid::LstmSequenceFwdCuda p = cuda_forward_parameters(arguments);
-        const lstmvid::LstmSequencePlan chosen = plan(arguments);
-        const py::gil_scoped_release release;
-        const CurrentDevice current(device);
-        lstmvid::lstm_sequence_fwd_cuda(p, chosen, reinterpret_cast<void*>(stream));
+        run_on_device(&lstmvid::lstm_sequence_fwd_cuda, cuda_forward_parameters(arguments), plan(arguments), device,
+                      stream);
+      },
+      py::arg("device"), py::arg("stream"));
+  module.def(
+      "lstm_sequence_bwd_cuda",
+      [](int device, uintptr_t stream, const py::kwargs& arguments) {
+        run_on_device(&lstmvid::lstm_sequence_bwd_cuda, cuda_backward_parameters(arguments), plan(arguments), device,
+                      stream);
       },
       py::arg("device"), py::arg("stream"));
 }

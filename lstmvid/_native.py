@@ -96,23 +96,25 @@ def _cuda_arguments(named: dict) -> dict:
     return arguments
 
 
-def lstm_sequence_fwd_cuda_workspace(**named) -> int:
-    """Bytes of workspace that `lstm_sequence_fwd_cuda` needs for the same arguments."""
-    return _C.lstm_sequence_fwd_cuda_workspace(**_cuda_arguments(named))
+def lstm_sequence_cuda_workspace(direction: str, **named) -> int:
+    """Bytes of workspace that `lstm_sequence_cuda` needs for the same arguments."""
+    return getattr(_C, f"lstm_sequence_{direction}_cuda_workspace")(**_cuda_arguments(named))
 
 
-def lstm_sequence_fwd_cuda_shared_bytes(**named) -> int:
-    """Bytes of shared memory that a block of `lstm_sequence_fwd_cuda` takes with the same arguments."""
-    return _C.lstm_sequence_fwd_cuda_shared_bytes(**_cuda_arguments(named))
+def lstm_sequence_cuda_shared_bytes(direction: str, **named) -> int:
+    """Bytes of shared memory that a block of `lstm_sequence_cuda` takes with the same arguments."""
+    return getattr(_C, f"lstm_sequence_{direction}_cuda_shared_bytes")(**_cuda_arguments(named))
 
 
-def lstm_sequence_fwd_cuda(*, device: int, stream: int, **named) -> None:
-    """One layer's recurrence in every group; arguments as in csrc/include/lstmvid/lstm_sequence_cuda.h, plan included.
+def lstm_sequence_cuda(direction: str, *, device: int, stream: int, **named) -> None:
+    """One layer's recurrence in every group, `"fwd"` or `"bwd"`; arguments, plan included, as in
+    csrc/include/lstmvid/lstm_sequence_cuda.h.
 
     `weight_hh`, `bias` and `peephole` are lists, one item for each group. Dtypes, shapes and the workspace's alignment
     are the caller's promise.
     """
-    _C.lstm_sequence_fwd_cuda(device=device, stream=stream, **_cuda_arguments(named))
+    run = getattr(_C, f"lstm_sequence_{direction}_cuda")
+    run(device=device, stream=stream, **_cuda_arguments(named))
 
 
 def cuda_device_count() -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Small calls of the CUDA backend for compute-sanitizer, each against the float64 reference.
+"""Small calls of the CUDA backend for compute-sanitizer, forward and backward, each against the float64 reference.
 
 Every cluster size, several passes, tiles and replicas, weights in registers, in shared memory and streamed.
 """
@@ -6,12 +6,14 @@ Every cluster size, several passes, tiles and replicas, weights in registers, in
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
 
 import torch
 
 from lstmvid.backends.cuda import lstm_sequence as backend
-from lstmvid.backends.plan import REGISTER_ARCH, REGISTER_ROUNDS, Plan, geometry
+from lstmvid.backends.plan import REGISTER_ARCH, REGISTER_ROUNDS, Plan, geometry, plan
 from lstmvid.testing import Case, check
 
 CASES = [
@@ -21,7 +23,7 @@ CASES = [
 ]
 
 
-def plans(case: Case, arch: int) -> list[Plan]:
+def plans(case: Case, arch: int, *, backward: bool) -> list[Plan]:
     """One for each cluster size of the device, and one with weights in registers."""
     element_bytes = case.dtype.itemsize
     found = []
@@ -31,12 +33,21 @@ def plans(case: Case, arch: int) -> list[Plan]:
         clusters, unit_blocks, columns = (4, 8, 8) if in_registers else (3, 2, 8)
         names = {"cluster": cluster, "clusters": clusters, "replicas": 2}
         names |= {"unit_blocks": unit_blocks, "tile_columns": columns}
-        g = geometry(case.hidden_size, case.batch, element_bytes, **names)
+        g = geometry(case.hidden_size, case.batch, element_bytes, **names, backward=backward)
         if in_registers and (element_bytes == 4 or g.passes > 1 or g.rounds < in_registers):
             continue
         resident = min((g.rounds - in_registers) // 2, 2)
         found.append(Plan(*names.values(), in_registers, resident, 1, 2, 2, cluster != 2, case.groups))
     return found
+
+
+def planner(forward: Plan | None, backward: Plan | None) -> Callable[..., Plan]:
+    """Plans these, and where one is None what is usual."""
+
+    def planned(*sizes, **options) -> Plan:
+        return (backward if options["backward"] else forward) or plan(*sizes, **options)
+
+    return planned
 
 
 def main() -> None:
@@ -45,14 +56,14 @@ def main() -> None:
     backend.MAX_POLLS = 0
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     arch = backend.target_of(torch.device("cuda", torch.cuda.current_device())).limits.arch
-    planned, count = backend.plan, 0
+    count = 0
     for case in CASES:
         for dtype in (torch.float32, torch.bfloat16):
             typed = replace(case, dtype=dtype, tensors={})
-            for forced in (None, *plans(typed, arch)):
-                backend.plan = planned if forced is None else lambda *_, forced=forced, **__: forced
-                with torch.no_grad():
-                    check(typed, "cuda", backward=False, device="cuda")
+            forced = (plans(typed, arch, backward=backward) for backward in (False, True))
+            for pair in ((None, None), *zip_longest(*forced)):
+                backend.plan = planner(*pair)
+                check(typed, "cuda", device="cuda")
                 count += 1
     torch.cuda.synchronize()
     print(f"{count} calls agree with the reference")

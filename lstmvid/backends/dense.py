@@ -46,3 +46,18 @@ def input_gradient(grad_gates: Tensor, weight_ih: Tensor) -> Tensor:
 def weight_gradient(grad_gates: Tensor, operand: Tensor) -> Tensor:
     """`[4H, K]`: the sum over steps and batch of `grad_gates [T, B, 4H]` times `operand [T, B, K]`."""
     return linear(grad_gates.flatten(0, -2).t().contiguous(), operand.flatten(0, -2).t().contiguous())
+
+
+def input_gradient_into(out: Tensor, grad_gates: Tensor, weight_ih: Tensor, *, add: bool = False) -> None:
+    """`input_gradient` into memory that is there already, or added to what it holds: `out [T, B, D]`, contiguous."""
+    flat, target = grad_gates.flatten(0, -2), out.view(-1, out.size(-1))
+    if add:
+        target.addmm_(flat, weight_ih)
+    else:
+        torch.mm(flat, weight_ih, out=target)
+
+
+def add_weight_gradient(total: Tensor | None, grad_gates: Tensor, operand: Tensor) -> Tensor:
+    """`weight_gradient` without copies of its operands, added in place to a total where there is one."""
+    rows, columns = grad_gates.flatten(0, -2).t(), operand.flatten(0, -2)
+    return torch.mm(rows, columns) if total is None else total.addmm_(rows, columns)

@@ -1,8 +1,8 @@
-"""The planner: how a launch of the persistent recurrent kernel divides its work on a GPU, and how long it will take.
+"""The planner: how a launch of a persistent recurrent kernel divides its work on a GPU, and how long it will take.
 
 Pure functions of sizes, dtype and the device's limits; no GPU is needed. A plan is the fastest by `_predict` of the
 candidates that fit. Sizes: `T` steps, `B` batch, `H` hidden units, `G` groups. The words pass, round, pair, unit block
-are those of csrc/include/lstmvid/lstm_sequence_cuda.h; `geometry` is csrc/cuda/lstm_sequence_fwd_geometry.h once more.
+are those of csrc/include/lstmvid/lstm_sequence_cuda.h; `geometry` is csrc/cuda/recurrence_geometry.cpp once more.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 ELEMENT_BYTES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 CLUSTER_SIZES = (1, 2, 4, 8)
 MAX_GROUPS = 8  # in a launch
-# What is compiled (csrc/cuda/lstm_sequence_fwd.cuh): widths of a batch tile, in 8 rows, by element bytes; and of them
+# What is compiled (csrc/cuda/recurrence_launch.cuh): widths of a batch tile, in 8 rows, by element bytes; and of them
 # those for which weights can stay in registers, for how many rounds, and on which architecture.
 TILE_BLOCKS = {2: (1, 2, 3, 4, 5, 6), 4: (1, 2, 3, 4)}
 REGISTER_ELEMENT_BYTES = 2  # of the operands that may stay in registers
 REGISTER_ROUNDS, REGISTER_ARCH = 6, 90
-_WARPS, _UNIT_BLOCK, _PAIR, _FRAGMENT = 8, 8, 64, 2048
+_WARPS, _PAIR, _FRAGMENT = 8, 64, 2048
 
 
 class DeviceLimits(NamedTuple):
@@ -134,6 +134,22 @@ class Plan:
         return {name: getattr(self, name) for name in names[: names.index("groups")]}
 
 
+class _Shape(NamedTuple):
+    """What tells the two directions apart: csrc/cuda/recurrence_geometry.h's `RecurrenceShape`."""
+
+    unit_block: int  # units of 32 rows of the product
+    k_of_unit: int  # operands that a unit leaves in the exchange
+    input_bytes_of_unit: int  # that the gate arithmetic reads for a unit and row, besides the sums
+    input_slots: int  # of their ring
+    state_words_of_lane: int  # carried from step to step for its cells of a unit block and 8 rows
+
+
+def _shape(element_bytes: int, backward: bool) -> _Shape:
+    if backward:  # reads gates and grad_output in the operands' dtype; cells before and after, and grad_cells
+        return _Shape(32, 4, 5 * element_bytes + 12, 1, 16)
+    return _Shape(8, 1, 4 * element_bytes, 2, 2)  # reads projections
+
+
 class Geometry(NamedTuple):
     """What follows from the sizes and from how a plan divides them, wherever the weights are then held."""
 
@@ -150,11 +166,21 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 def geometry(
-    hidden: int, batch: int, element_bytes: int, *, cluster, clusters, replicas, unit_blocks, tile_columns
+    hidden: int,
+    batch: int,
+    element_bytes: int,
+    *,
+    cluster: int,
+    clusters: int,
+    replicas: int,
+    unit_blocks: int,
+    tile_columns: int,
+    backward: bool = False,
 ) -> Geometry:
     """The kernel's geometry for a plan's division."""
-    cluster_unit_blocks = _ceil_div(_ceil_div(hidden, _UNIT_BLOCK), clusters)
-    slice_pairs = _ceil_div(hidden, _PAIR // element_bytes * cluster)
+    shape = _shape(element_bytes, backward)
+    cluster_unit_blocks = _ceil_div(_ceil_div(hidden, shape.unit_block), clusters)
+    slice_pairs = _ceil_div(hidden * shape.k_of_unit, _PAIR // element_bytes * cluster)
     k_warps = _WARPS // unit_blocks
     rows = _ceil_div(batch, replicas)
     return Geometry(
@@ -171,23 +197,24 @@ def _aligned(size: int) -> int:
     return _ceil_div(size, 128) * 128
 
 
-def shared_bytes(plan: Plan, hidden: int, batch: int, element_bytes: int) -> int:
+def shared_bytes(plan: Plan, hidden: int, batch: int, element_bytes: int, *, backward: bool = False) -> int:
     """Shared memory of a block in bytes: the regions of the kernel in their order."""
+    shape = _shape(element_bytes, backward)
     names = ("cluster", "clusters", "replicas", "unit_blocks", "tile_columns")
-    g = geometry(hidden, batch, element_bytes, **{name: getattr(plan, name) for name in names})
+    g = geometry(hidden, batch, element_bytes, **{name: getattr(plan, name) for name in names}, backward=backward)
     round_bytes = plan.unit_blocks * g.k_warps * _FRAGMENT
     streams = g.rounds > plan.register_rounds + plan.resident_rounds
     weight_stages = plan.weight_stages if streams else 0
     tile_blocks = plan.tile_columns // 8
     regions = (
-        8 * (2 * plan.hidden_stages + 2 * weight_stages + 2 * 2 + 1 + plan.cluster),  # barriers
+        8 * (2 * plan.hidden_stages + 2 * weight_stages + 2 * shape.input_slots + 1 + plan.cluster),  # barriers
         plan.hidden_stages * plan.tile_columns * (plan.hidden_stage_rounds * g.k_warps * _PAIR + 16),
         weight_stages * round_bytes,
         g.passes * plan.resident_rounds * round_bytes,
         g.own * tile_blocks * plan.cluster * g.k_warps * 1024,  # partial sums
-        2 * plan.tile_columns * (4 * _UNIT_BLOCK * g.own * element_bytes + 16),  # projections
-        g.passes * g.own * _UNIT_BLOCK * 8 * 4,  # constants
-        g.tiles * g.passes * g.own * tile_blocks * 64 * 4 * plan.cells_in_shared,
+        shape.input_slots * plan.tile_columns * (shape.input_bytes_of_unit * shape.unit_block * g.own + 16),
+        g.passes * g.own * shape.unit_block * 8 * 4,  # constants
+        g.tiles * g.passes * g.own * tile_blocks * 32 * shape.state_words_of_lane * 4 * plan.cells_in_shared,
         g.tiles * plan.tile_columns * 4 * plan.cells_in_shared,  # lengths
     )
     return sum(map(_aligned, regions))
@@ -200,14 +227,21 @@ def _replicas(batch: int, element_bytes: int, most: int) -> list[int]:
     return sorted(number for number in numbers if number <= min(most, _ceil_div(batch, 8)))
 
 
-def _divisions(hidden: int, batch: int, element_bytes: int, limits: DeviceLimits, groups: int) -> Iterator[dict]:
+def _divisions(
+    hidden: int, batch: int, element_bytes: int, backward: bool, limits: DeviceLimits, groups: int
+) -> Iterator[dict]:
     """Ways to divide the units, K and the batch of `groups` groups between blocks that all run at once."""
-    total = _ceil_div(hidden, _UNIT_BLOCK)
-    # Where all blocks read all of h, pairs of them read half as much. Larger clusters pay more for partial sums than
-    # they save, and so do pairs where replicas have few blocks each.
-    sizes = (1,) if hidden <= 1024 else (2, 1) if hidden <= 1536 else (2,)
-    for cluster in sizes if limits.active_clusters[1] >= groups else (1,):
-        active = limits.active_clusters[CLUSTER_SIZES.index(cluster)]
+    total = _ceil_div(hidden, _shape(element_bytes, backward).unit_block)
+    if backward:
+        # Every block reads its part of 4H gradients a row: the larger the cluster, the smaller the part.
+        sizes: tuple[int, ...] = CLUSTER_SIZES
+    else:
+        # Where all blocks read all of h, pairs of them read half as much. Larger clusters pay more for partial sums
+        # than they save, and so do pairs where replicas have few blocks each.
+        sizes = (1,) if hidden <= 1024 else (2, 1) if hidden <= 1536 else (2,)
+    active_clusters = dict(zip(CLUSTER_SIZES, limits.active_clusters, strict=True))
+    for cluster in [size for size in sizes if active_clusters[size] >= groups] or [1]:
+        active = active_clusters[cluster]
         for replicas in _replicas(batch, element_bytes, active // groups):
             clusters = _ceil_div(total, _ceil_div(total, active // (groups * replicas)))
             widest = min(_ceil_div(total, clusters), _WARPS)
@@ -222,7 +256,7 @@ def _divisions(hidden: int, batch: int, element_bytes: int, limits: DeviceLimits
 
 
 def _rings(division: dict, g: Geometry) -> set[tuple[int, int]]:
-    """(rounds a stage, stages) of the ring of h, for rings of several sizes."""
+    """(rounds a stage, stages) of the ring of what is exchanged, for rings of several sizes."""
     round_bytes = division["tile_columns"] * g.k_warps * _PAIR
     rings = set()
     for ring_bytes in (12 << 10, 24 << 10, 40 << 10, 56 << 10):
@@ -232,7 +266,7 @@ def _rings(division: dict, g: Geometry) -> set[tuple[int, int]]:
 
 
 def _holdings(
-    division: dict, g: Geometry, hidden: int, batch: int, element_bytes: int, limits: DeviceLimits
+    division: dict, g: Geometry, hidden: int, batch: int, element_bytes: int, backward: bool, limits: DeviceLimits
 ) -> Iterator[Plan]:
     """Plans of a division that fit: as many of the weights as possible stay in registers and shared memory."""
     round_bytes = division["unit_blocks"] * g.k_warps * _FRAGMENT
@@ -244,7 +278,7 @@ def _holdings(
             for cells_in_shared in (True, False):
                 rest = (stage_rounds, stages, 0, cells_in_shared)
                 bare = Plan(*division.values(), in_registers, 0, *rest)
-                left = limits.shared_bytes - shared_bytes(bare, hidden, batch, element_bytes)
+                left = limits.shared_bytes - shared_bytes(bare, hidden, batch, element_bytes, backward=backward)
                 if left >= g.passes * rounds * round_bytes:
                     yield Plan(*division.values(), in_registers, rounds, *rest)
                     break
@@ -256,7 +290,9 @@ def _holdings(
                         yield Plan(*division.values(), in_registers, resident, *rest)
 
 
-def _predict(plan: Plan, g: Geometry, hidden: int, element_bytes: int, exact: bool, limits: DeviceLimits):
+def _predict(
+    plan: Plan, g: Geometry, hidden: int, element_bytes: int, exact: bool, backward: bool, limits: DeviceLimits
+) -> tuple[float, str]:
     """(microseconds a step, what bounds it): exchange + max(products, shared memory, L2, device memory) + the rest.
 
     With several tiles, the exchange of one goes on while the others are multiplied. `exact`: float32 without tf32,
@@ -286,10 +322,13 @@ def _predict(plan: Plan, g: Geometry, hidden: int, element_bytes: int, exact: bo
     in_flight += [streamed_bytes / (plan.weight_stages * warps * _FRAGMENT)] if streamed else []
     l2 = max(l2, *(turns * _COPY * rates.clock for turns in in_flight))
 
-    # What is streamed and doesn't stay in L2 from step to step comes from memory; so do projections, and h goes there.
+    # What is streamed and doesn't stay in L2 from step to step comes from memory; so does what the gate arithmetic
+    # reads, and its results go there.
     unique = plan.groups * plan.clusters * plan.cluster * g.passes * streamed * warps * _FRAGMENT
     missing = min(max(2 * unique / limits.l2_bytes - 1, 0), 1)
-    memory = missing * unique * g.tiles + plan.groups * plan.replicas * rows * 5 * hidden * element_bytes
+    shape = _shape(element_bytes, backward)
+    cell_bytes = shape.input_bytes_of_unit + shape.k_of_unit * element_bytes
+    memory = missing * unique * g.tiles + plan.groups * plan.replicas * rows * hidden * cell_bytes
     memory *= rates.clock / rates.memory
 
     terms = {"matrix products": math, "shared memory": shared, "L2 reads": l2, "device memory": memory}
@@ -304,7 +343,14 @@ def _predict(plan: Plan, g: Geometry, hidden: int, element_bytes: int, exact: bo
 
 @lru_cache(maxsize=1024)
 def plan(
-    hidden: int, batch: int, dtype: torch.dtype, limits: DeviceLimits, *, groups: int = 1, tf32: bool = True
+    hidden: int,
+    batch: int,
+    dtype: torch.dtype,
+    limits: DeviceLimits,
+    *,
+    groups: int = 1,
+    tf32: bool = True,
+    backward: bool = False,
 ) -> Plan:
     """The fastest launch, by prediction, for `groups` recurrences of `hidden` units over `batch` sequences.
 
@@ -319,18 +365,18 @@ def plan(
     best = None
 
     def predict(candidate: Plan, g: Geometry) -> tuple[float, str]:
-        return _predict(candidate, g, hidden, element_bytes, exact, limits)
+        return _predict(candidate, g, hidden, element_bytes, exact, backward, limits)
 
     launches = {_ceil_div(groups, side_by_side) for side_by_side in range(1, min(groups, MAX_GROUPS) + 1)}
     for number in sorted(launches):
         side_by_side = _ceil_div(groups, number)
-        for division in _divisions(hidden, batch, element_bytes, limits, side_by_side):
-            g = geometry(hidden, batch, element_bytes, **division)
+        for division in _divisions(hidden, batch, element_bytes, backward, limits, side_by_side):
+            g = geometry(hidden, batch, element_bytes, **division, backward=backward)
             # With all weights in registers and an endless ring: if that is no better, no plan of this division is.
             ideal = Plan(*division.values(), g.rounds, 0, g.rounds, 8, 0, True, side_by_side)
             if best is not None and number * predict(ideal, g)[0] >= 0.98 * best.microseconds:
                 continue
-            for candidate in _holdings(division, g, hidden, batch, element_bytes, limits):
+            for candidate in _holdings(division, g, hidden, batch, element_bytes, backward, limits):
                 candidate = replace(candidate, groups=side_by_side)
                 step, bound = predict(candidate, g)
                 # A difference below what the prediction can know doesn't count: the earlier, simpler plan stays.

@@ -33,13 +33,23 @@ from lstmvid.backends.plan import (
 DTYPES = list(ELEMENT_BYTES)
 SIZES = [1, 7, 200, 768, 1024, 1025, 2047, 3000, 8192]
 BATCHES = [1, 9, 80, 500]
+both_directions = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 
 
-def check(chosen: Plan, hidden: int, batch: int, dtype: torch.dtype, limits: DeviceLimits, groups: int = 1) -> None:
+def check(
+    chosen: Plan,
+    hidden: int,
+    batch: int,
+    dtype: torch.dtype,
+    limits: DeviceLimits,
+    groups: int = 1,
+    *,
+    backward: bool = False,
+) -> None:
     """Whatever the kernel and the launch demand."""
-    element_bytes = ELEMENT_BYTES[dtype]
+    element_bytes, unit_block = ELEMENT_BYTES[dtype], 32 if backward else 8
     division = ("cluster", "clusters", "replicas", "unit_blocks", "tile_columns")
-    g = geometry(hidden, batch, element_bytes, **{name: getattr(chosen, name) for name in division})
+    g = geometry(hidden, batch, element_bytes, **{name: getattr(chosen, name) for name in division}, backward=backward)
 
     assert chosen.cluster in CLUSTER_SIZES
     assert limits.arch >= 90 or chosen.cluster == 1
@@ -48,11 +58,11 @@ def check(chosen: Plan, hidden: int, batch: int, dtype: torch.dtype, limits: Dev
     assert 1 <= clusters <= limits.active_clusters[CLUSTER_SIZES.index(chosen.cluster)]
     assert chosen.tile_columns % 8 == 0
     assert chosen.tile_columns // 8 in TILE_BLOCKS[element_bytes]
-    assert shared_bytes(chosen, hidden, batch, element_bytes) <= limits.shared_bytes
+    assert shared_bytes(chosen, hidden, batch, element_bytes, backward=backward) <= limits.shared_bytes
 
     assert 1 <= chosen.unit_blocks <= 8
-    assert chosen.clusters * g.passes * chosen.unit_blocks * 8 >= hidden
-    unit_blocks = math.ceil(hidden / 8)
+    assert chosen.clusters * g.passes * chosen.unit_blocks * unit_block >= hidden
+    unit_blocks = math.ceil(hidden / unit_block)
     assert (chosen.clusters - 1) * math.ceil(unit_blocks / chosen.clusters) < unit_blocks  # none is without units
     assert chosen.replicas == 1 or (chosen.replicas - 1) * math.ceil(batch / chosen.replicas) < batch
     assert g.tiles * chosen.tile_columns * chosen.replicas >= batch
@@ -70,13 +80,16 @@ def check(chosen: Plan, hidden: int, batch: int, dtype: torch.dtype, limits: Dev
     assert chosen.bound
 
 
+@both_directions
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_plan_fits(device, dtype):
+def test_every_plan_fits(device, dtype, backward):
     for hidden, batch in itertools.product(SIZES, BATCHES):
-        check(plan(hidden, batch, dtype, device), hidden, batch, dtype, device)
+        chosen = plan(hidden, batch, dtype, device, backward=backward)
+        check(chosen, hidden, batch, dtype, device, backward=backward)
 
 
+@both_directions
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     hidden=st.integers(1, 70000),
@@ -85,10 +98,12 @@ def test_every_plan_fits(device, dtype):
     dtype=st.sampled_from(DTYPES),
     device=st.sampled_from(list(DEVICES.values())),
 )
-def test_any_shape_gets_a_plan_that_fits(hidden, batch, groups, dtype, device):
-    check(plan(hidden, batch, dtype, device, groups=groups), hidden, batch, dtype, device, groups)
+def test_any_shape_gets_a_plan_that_fits(backward, hidden, batch, groups, dtype, device):
+    chosen = plan(hidden, batch, dtype, device, groups=groups, backward=backward)
+    check(chosen, hidden, batch, dtype, device, groups, backward=backward)
 
 
+@both_directions
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     hidden=st.integers(1, 5000),
@@ -96,15 +111,18 @@ def test_any_shape_gets_a_plan_that_fits(hidden, batch, groups, dtype, device):
     dtype=st.sampled_from(DTYPES),
     device=st.sampled_from(list(DEVICES.values())),
 )
-def test_neighbouring_shapes_do_not_jump(hidden, batch, dtype, device):
+def test_neighbouring_shapes_do_not_jump(backward, hidden, batch, dtype, device):
     """Eight more units or one more sequence may take a further tile or pass, but not twice the time."""
-    here = plan(hidden, batch, dtype, device).microseconds
-    for neighbour in (plan(hidden + 8, batch, dtype, device), plan(hidden, batch + 1, dtype, device)):
-        assert 0.5 < neighbour.microseconds / here < 2
+    here, *neighbours = (
+        plan(*shape, dtype, device, backward=backward).microseconds
+        for shape in ((hidden, batch), (hidden + 8, batch), (hidden, batch + 1))
+    )
+    assert all(0.5 < neighbour / here < 2 for neighbour in neighbours)
 
 
+@both_directions
 @pytest.mark.parametrize("multiprocessors", [1, 2, 7, 14])
-def test_a_slice_of_a_gpu_is_enough(multiprocessors):
+def test_a_slice_of_a_gpu_is_enough(multiprocessors, backward):
     driver = {
         "name": "a slice",
         "compute_capability": 90,
@@ -117,7 +135,8 @@ def test_a_slice_of_a_gpu_is_enough(multiprocessors):
     }
     limits = limits_from(driver)
     for hidden, groups in ((1, 1), (1024, 2), (2048, 4), (3000, 1)):
-        check(plan(hidden, 80, torch.bfloat16, limits, groups=groups), hidden, 80, torch.bfloat16, limits, groups)
+        chosen = plan(hidden, 80, torch.bfloat16, limits, groups=groups, backward=backward)
+        check(chosen, hidden, 80, torch.bfloat16, limits, groups, backward=backward)
 
 
 def test_the_papers_size_on_an_h100():
@@ -130,8 +149,17 @@ def test_the_papers_size_on_an_h100():
     assert 4 < chosen.microseconds < 12
 
 
-def test_without_clusters_there_is_no_cluster():
-    assert plan(2048, 80, torch.bfloat16, DEVICES["A100"]).cluster == 1
+def test_the_papers_size_backward_on_an_h100():
+    """Every block reads B * 4H / c gradients a step: clusters of 8, by prediction."""
+    chosen = plan(2048, 80, torch.bfloat16, DEVICES["H100"], backward=True)
+    assert chosen.cluster == 8
+    assert chosen.register_rounds == REGISTER_ROUNDS
+    assert 4 < chosen.microseconds < 18
+
+
+@both_directions
+def test_without_clusters_there_is_no_cluster(backward):
+    assert plan(2048, 80, torch.bfloat16, DEVICES["A100"], backward=backward).cluster == 1
 
 
 @pytest.mark.parametrize("hidden", [512, 1024])
@@ -167,7 +195,17 @@ def test_shared_memory_of_a_block():
     assert shared_bytes(chosen, 2048, 80, 2) == sum(math.ceil(region / 128) * 128 for region in regions)
 
 
+def test_shared_memory_of_a_block_backward():
+    """Inputs of 5 * 2 + 12 bytes a unit and row in one slot, 16 words of state a lane; K is four times as long."""
+    chosen = Plan(8, 13, 1, 5, 40, 6, 8, 2, 4, 3, True)
+    regions = [8 * (8 + 6 + 2 + 1 + 8), 4 * 40 * (2 * 64 + 16), 3 * 10240, 8 * 10240]
+    regions += [5 * 8 * 1024, 40 * (22 * 32 + 16), 32 * 8 * 4, 2 * 5 * 32 * 16 * 4, 2 * 40 * 4]
+    expected = sum(math.ceil(region / 128) * 128 for region in regions)
+    assert shared_bytes(chosen, 2048, 80, 2, backward=True) == expected
+
+
 @pytest.mark.skipif(not _native.WITH_CUDA, reason="built without CUDA")
+@both_directions
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     hidden=st.integers(1, 20000),
@@ -176,25 +214,27 @@ def test_shared_memory_of_a_block():
     dtype=st.sampled_from(DTYPES),
     device=st.sampled_from(list(DEVICES.values())),
 )
-def test_the_kernel_takes_the_plan_and_as_much_shared_memory(hidden, batch, groups, dtype, device):
-    chosen = plan(hidden, batch, dtype, device, groups=groups)
-    tensors = ("projection", "h_0", "c_0", "output", "h_n", "c_n", "cells", "gates")
-    call = {"steps": 5, "batch": batch, "hidden": hidden, "groups": chosen.groups, "dtype": dtype}
-    call |= {
+def test_the_kernel_takes_the_plan_and_as_much_shared_memory(backward, hidden, batch, groups, dtype, device):
+    chosen = plan(hidden, batch, dtype, device, groups=groups, backward=backward)
+    call = {
+        "steps": 5,
         "first_step": 0,
-        "end_step": 5,
-        "allow_tf32": False,
-        "reverse": 0,
-        "max_polls": 0,
-        "lengths": 0,
-        "workspace": 0,
+        "end_step": 5 + backward,
+        "batch": batch,
+        "hidden": hidden,
+        "groups": chosen.groups,
     }
-    call |= {name: _native.grouped(None) for name in tensors}
+    call |= {"dtype": dtype, "allow_tf32": False, "reverse": 0, "max_polls": 0, "lengths": 0, "workspace": 0}
+    call |= {name: _native.grouped(None) for name in ("projection", "h_0", "c_0", "output", "h_n", "c_n")}
+    call |= {name: _native.grouped(None) for name in ("cells", "gates", "grad_output", "grad_h_n", "grad_c_n")}
+    call |= {name: _native.grouped(None) for name in ("grad_cells", "grad_gates", "grad_h_0", "grad_c_0")}
     call |= {name: [0] * chosen.groups for name in ("weight_hh", "bias", "peephole")}
-    expected = shared_bytes(chosen, hidden, batch, ELEMENT_BYTES[dtype])
-    assert _native.lstm_sequence_fwd_cuda_shared_bytes(**call, **chosen.kernel_arguments()) == expected
-    weights = 4 * hidden * hidden * ELEMENT_BYTES[dtype] * chosen.groups
-    assert _native.lstm_sequence_fwd_cuda_workspace(**call, **chosen.kernel_arguments()) >= weights
+    call |= chosen.kernel_arguments()
+    direction, element_bytes = "bwd" if backward else "fwd", ELEMENT_BYTES[dtype]
+    expected = shared_bytes(chosen, hidden, batch, element_bytes, backward=backward)
+    assert _native.lstm_sequence_cuda_shared_bytes(direction, **call) == expected
+    weights = 4 * hidden * hidden * element_bytes * chosen.groups
+    assert _native.lstm_sequence_cuda_workspace(direction, **call) >= weights
 
 
 def test_reasons_for_no_plan():
@@ -210,7 +250,7 @@ def test_reasons_for_no_plan():
 
 def test_constants_are_the_kernels():
     csrc = Path(__file__).resolve().parents[2] / "csrc"
-    text = (csrc / "cuda/lstm_sequence_fwd_geometry.h").read_text()
+    text = (csrc / "cuda/recurrence_geometry.h").read_text()
     text += (csrc / "include/lstmvid/lstm_sequence_cuda.h").read_text()
     constants = dict(re.findall(r"constexpr \w+ (k\w+) = (\d+);", text))
     assert int(constants["kRegisterRounds"]) == REGISTER_ROUNDS

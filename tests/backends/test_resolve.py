@@ -52,7 +52,7 @@ def device_90(monkeypatch):
     """As if there were a GPU of compute capability 9.0."""
     monkeypatch.setattr(_native, "WHY_MISSING", "")
     monkeypatch.setattr(_native, "cuda_device_count", lambda: (1, ""))
-    monkeypatch.setattr(backends.cuda.lstm_sequence, "_why_not_here", lambda: "")
+    monkeypatch.setattr(backends.cuda.launch, "_why_not_here", lambda: "")
     monkeypatch.setattr(backends.cuda, "architecture", lambda: 90)
 
 
@@ -61,7 +61,7 @@ def device_90(monkeypatch):
     [
         (Request("cpu", torch.float32), "the tensors are on cpu"),
         (Request("cuda", torch.float64), "float64"),
-        (Request("cuda", torch.float32, needs_grad=True), r"backward pass is not part of this version.*no_grad"),
+        (Request("cuda", torch.float32, needs_grad=True, recompute="gates"), "can't recompute gates"),
         (Request("cuda", torch.float32, proj_size=3), "proj_size"),
     ],
 )
@@ -74,6 +74,8 @@ def test_reasons_of_cuda(request_, reason, device_90):
 def test_cuda_by_name(dtype, device_90):
     request = Request("cuda", dtype, peephole=True, lengths=True, all_cells=True, recompute="gates", groups=3)
     assert resolve("cuda", request) == "cuda"
+    for recompute in ("none", "auto"):
+        assert resolve("cuda", request._replace(needs_grad=True, recompute=recompute)) == "cuda"
 
 
 def test_auto_takes_cuda_on_proven_architectures_only(device_90, monkeypatch):
@@ -83,11 +85,12 @@ def test_auto_takes_cuda_on_proven_architectures_only(device_90, monkeypatch):
     assert resolve("auto", request) == "torch"
     monkeypatch.setattr(backends, "_PROVEN_ARCHITECTURES", (80, 90))
     assert resolve("auto", request) == "cuda"
-    assert resolve("auto", request._replace(needs_grad=True)) == "torch"
+    assert resolve("auto", request._replace(needs_grad=True)) == "cuda"
+    assert resolve("auto", request._replace(needs_grad=True, recompute="gates")) == "reference"
 
 
 def test_cuda_on_a_gpu_it_cannot_serve(monkeypatch):
-    why = backends.cuda.lstm_sequence._why_not_on
+    why = backends.cuda.launch._why_not_on
     why.cache_clear()
     limits = {"compute_capability": 75, "shared_bytes_per_block_opt_in": 1, "has_clusters": False}
     monkeypatch.setattr(_native, "cuda_device_limits", lambda ordinal: dict(limits))

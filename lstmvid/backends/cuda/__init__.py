@@ -1,5 +1,6 @@
 """Persistent CUDA kernels: the recurrence of a whole sequence in one launch; dense products by the library."""
 
-from .lstm_sequence import architecture, backward, forward, unavailable
+from .launch import architecture, unavailable
+from .lstm_sequence import backward, forward
 
 __all__ = ["architecture", "backward", "forward", "unavailable"]

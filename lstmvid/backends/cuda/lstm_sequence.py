@@ -1,24 +1,25 @@
-"""`lstm_sequence` on NVIDIA GPUs: allocates, projects the inputs, launches the recurrent kernel a layer at a time.
+"""`lstm_sequence` on NVIDIA GPUs: allocates, launches recurrent kernels a layer at a time, multiplies around them.
 
-All groups of a layer run side by side in one launch where that is faster, by `backends/plan.py`. What isn't kept for
-backward is projected in time chunks, so that memory doesn't grow with the unroll; the kernel's workspace carries the
-state from one to the next. `target_of` and `architecture` alone ask torch for a GPU.
+All groups of a layer run side by side in one launch where that is faster, by `backends/plan.py`. Forward, what isn't
+kept for backward is projected in time chunks, so that memory doesn't grow with the unroll; the kernel's workspace
+carries the state from one to the next. Backward, the kernel leaves the gradients of the gates' pre-activations; the
+others are made of them over all steps at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ... import _native
-from ..dense import linear_into
+from ..dense import input_gradient_into, linear_into
 from ..layers import Weights, layer_weights
-from ..plan import CLUSTER_SIZES, ELEMENT_BYTES, DeviceLimits, Plan, limits_from, plan
+from ..plan import Plan, plan
+from .launch import Target, allows_tf32, products_in_tf32, target_of
+from .weight_gradients import Saved, weight_gradients
 
 # The cheapest poll takes about ten nanoseconds, so that this is more than a second, far beyond the longest step; the
 # dearest, of a flag in another block's reach, about a microsecond: then a broken launch ends within three minutes.
@@ -29,89 +30,53 @@ MIN_CHUNK = 256
 CHUNK_BYTES = 64 << 20  # of projections; more steps than MIN_CHUNK only within it
 
 
-class Target(NamedTuple):
-    """Where kernels are launched."""
+class _How(NamedTuple):
+    """How the recurrence of one direction is launched."""
 
-    limits: DeviceLimits
-    ordinal: int
-    stream: int
-
-
-@lru_cache
-def _limits(ordinal: int) -> DeviceLimits:
-    device = _native.cuda_device_limits(ordinal)
-    # Fewer under MPS or MIG than the multiprocessors would say, and clusters don't fill a chip.
-    device["active_clusters"] = [
-        _native.cuda_active_clusters(ordinal, size, device["shared_bytes_per_block_opt_in"])
-        if size == 1 or device["has_clusters"]
-        else 0
-        for size in CLUSTER_SIZES
-    ]
-    return limits_from(device)
+    plan: Plan
+    target: Target
+    allow_tf32: bool
 
 
-def target_of(device: torch.device) -> Target:
-    """The device's limits, and the stream that is current on it."""
-    stream = torch.cuda.current_stream(device)
-    return Target(_limits(stream.device_index), stream.device_index, stream.cuda_stream)
+def _how(h_0: Tensor, *, backward: bool) -> _How:
+    groups, _, batch, size = h_0.shape
+    target, allow_tf32 = target_of(h_0.device), allows_tf32(h_0.dtype)
+    chosen = plan(size, batch, h_0.dtype, target.limits, groups=groups, tf32=allow_tf32, backward=backward)
+    return _How(chosen, target, allow_tf32)
 
 
-@torch.compiler.assume_constant_result
-def architecture() -> int:
-    """Of the current device, 10 * major + minor; 0 where there is none."""
-    if not _native.cuda_device_count()[0]:
-        return 0
-    return _native.cuda_device_limits(torch.cuda.current_device())["compute_capability"]
+def _arguments(
+    sizes: tuple[int, int, int],
+    weights: Sequence[Weights],
+    reverse: Sequence[bool],
+    lengths: Tensor | None,
+    how: _How,
+    **tensors: Tensor | None,
+) -> dict:
+    """What the kernels of both directions take; sizes are (T, B, H), tensors [g, ...]."""
+    steps, batch, size = sizes
+    return {
+        "steps": steps,
+        "batch": batch,
+        "hidden": size,
+        "groups": len(weights),
+        "dtype": weights[0].weight_hh.dtype,
+        "allow_tf32": how.allow_tf32,
+        "reverse": sum(1 << group for group, back in enumerate(reverse) if back),
+        "max_polls": MAX_POLLS,
+        "weight_hh": [layer.weight_hh for layer in weights],
+        "peephole": [layer.peephole for layer in weights],
+        "lengths": lengths,
+        **{name: _native.grouped(tensor) for name, tensor in tensors.items()},
+        **how.plan.kernel_arguments(),
+    }
 
 
-@lru_cache
-def _why_not_on(ordinal: int) -> str:
-    arch = _native.cuda_device_limits(ordinal)["compute_capability"]
-    if arch < 80:
-        return f"it needs compute capability 8.0, this GPU has {arch / 10}"
-    try:
-        _limits(ordinal)
-    except RuntimeError as error:
-        return f"its kernels can't run on this GPU ({error}); built for another one? LSTMVID_CUDA_ARCHS chooses"
-    return ""
-
-
-# Constant while a process runs, so that torch.compile need not look inside.
-@torch.compiler.assume_constant_result
-def _why_none() -> str:
-    return _native.WHY_MISSING or _native.cuda_device_count()[1]
-
-
-@torch.compiler.assume_constant_result
-def _why_not_here() -> str:
-    return _why_not_on(torch.cuda.current_device())
-
-
-def unavailable(request) -> str | None:
-    """Why the CUDA kernels can't serve the request, or None."""
-    if reason := _why_none():
-        return reason
-    if request.device != "cuda":
-        return f"it runs on NVIDIA GPUs, the tensors are on {request.device}"
-    if reason := _why_not_here():
-        return reason
-    if request.dtype not in ELEMENT_BYTES:
-        return f"it computes in float32, bfloat16 and float16, got {request.dtype}"
-    if request.needs_grad:
-        return "its backward pass is not part of this version; under torch.no_grad() it runs"
-    return "it has no projections (proj_size)" if request.proj_size else None
-
-
-@contextmanager
-def _products_in_tf32(allowed: bool) -> Iterator[None]:
-    """The library's float32 products as the recurrence's own: by cuDNN's setting for RNNs, not by that for products."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32" if allowed else "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
+def _workspace(direction: str, call: dict, steps: int, like: Tensor) -> tuple[Tensor, int]:
+    """Memory for launches of at most so many steps, and the aligned address in it."""
+    size = _native.lstm_sequence_cuda_workspace(direction, **call, first_step=0, end_step=steps, workspace=0)
+    memory = like.new_empty(size + 256, dtype=torch.uint8)
+    return memory, (memory.data_ptr() + 255) // 256 * 256
 
 
 class _Layer(NamedTuple):
@@ -142,35 +107,24 @@ def _chunks(layer: _Layer) -> list[tuple[int, int]]:
     return [(first, min(first + length, steps)) for first in range(0, steps, length)]
 
 
-def _run(layer: _Layer, lengths: Tensor | None, chosen: Plan, target: Target, allow_tf32: bool) -> None:
+def _run(layer: _Layer, lengths: Tensor | None, how: _How) -> None:
     """Fill in the layer's results."""
     groups, steps, batch, size = layer.output.shape
     has_input = bool(layer.inputs)
-    call = {
-        "steps": steps,
-        "batch": batch,
-        "hidden": size,
-        "groups": groups,
-        "dtype": layer.output.dtype,
-        "allow_tf32": allow_tf32,
-        "reverse": sum(1 << group for group, back in enumerate(layer.reverse) if back),
-        "max_polls": MAX_POLLS,
-        "weight_hh": [weights.weight_hh for weights in layer.weights],
-        "bias": [None if has_input else weights.bias for weights in layer.weights],
-        "peephole": [weights.peephole for weights in layer.weights],
-        "lengths": lengths,
-        "projection": _native.grouped(None),
-        **{
-            name: _native.grouped(getattr(layer, name))
-            for name in ("h_0", "c_0", "output", "h_n", "c_n", "cells", "gates")
-        },
-        **chosen.kernel_arguments(),
-    }
+    names = ("h_0", "c_0", "output", "h_n", "c_n", "cells", "gates")
+    call = _arguments(
+        (steps, batch, size),
+        layer.weights,
+        layer.reverse,
+        lengths,
+        how,
+        projection=None,
+        **{name: getattr(layer, name) for name in names},
+    )
+    call["bias"] = [None if has_input else weights.bias for weights in layer.weights]
     chunks = _chunks(layer)
     longest = chunks[0][1]
-    size_of_workspace = _native.lstm_sequence_fwd_cuda_workspace(**call, first_step=0, end_step=longest, workspace=0)
-    memory = layer.output.new_empty(size_of_workspace + 256, dtype=torch.uint8)
-    workspace = (memory.data_ptr() + 255) // 256 * 256
+    _memory, workspace = _workspace("fwd", call, longest, layer.output)
     projection = None
     if has_input:
         projection = layer.gates
@@ -183,13 +137,14 @@ def _run(layer: _Layer, lengths: Tensor | None, chosen: Plan, target: Target, al
                 part = projection[group, : end - first]
                 linear_into(part, x[time : time + end - first], weights.weight_ih, weights.bias)
             call["projection"] = _native.grouped(projection, [time * batch * 4 * size for time in times])
-        _native.lstm_sequence_fwd_cuda(
+        _native.lstm_sequence_cuda(
+            "fwd",
             **call,
             first_step=first,
             end_step=end,
             workspace=workspace,
-            device=target.ordinal,
-            stream=target.stream,
+            device=how.target.ordinal,
+            stream=how.target.stream,
         )
 
 
@@ -221,18 +176,16 @@ def forward(
     if batch == 0 or steps == 0:
         return output, h_n.copy_(h_0), c_n.copy_(c_0), hidden, cells, gates
 
-    target = target_of(h_0.device)
-    allow_tf32 = h_0.dtype == torch.float32 and torch.backends.cudnn.rnn.fp32_precision == "tf32"
-    chosen = plan(size, batch, h_0.dtype, target.limits, groups=groups, tf32=allow_tf32)
+    how = _how(h_0, backward=False)
     xs = [inputs[group if len(inputs) > 1 else 0] for group in range(groups)] if inputs else []
-    with _products_in_tf32(allow_tf32) if h_0.dtype == torch.float32 else nullcontext():
+    with products_in_tf32(h_0.dtype, how.allow_tf32):
         for index in range(num_layers):
             if index == num_layers - 1:
                 y = output
             else:
                 y = hidden[:, index] if save else torch.empty_like(output)
-            for first in range(0, groups, chosen.groups):
-                part = slice(first, first + chosen.groups)
+            for first in range(0, groups, how.plan.groups):
+                part = slice(first, first + how.plan.groups)
                 layer = _Layer(
                     inputs=xs[part],
                     weights=layers[index::num_layers][part],
@@ -245,11 +198,106 @@ def forward(
                     cells=cells[part, index] if save or all_cells else None,
                     gates=gates[part, index] if save else None,
                 )
-                _run(layer, lengths, chosen, target, allow_tf32)
+                _run(layer, lengths, how)
             xs = list(y.unbind(0))
     return output, h_n, c_n, hidden, cells, gates
 
 
-def backward(*_):
-    """Not there yet; a call that needs gradients is refused before its forward pass (`unavailable`)."""
-    raise NotImplementedError("backend 'cuda': its backward pass is not part of this version")
+def _run_backward(
+    weights: Sequence[Weights],
+    reverse: Sequence[bool],
+    lengths: Tensor | None,
+    how: _How,
+    tensors: dict[str, Tensor | None],
+) -> None:
+    """Fill in the gradients among one layer's tensors, each [G, ...]; G may be strided."""
+    _, steps, batch, width = tensors["grad_gates"].shape
+    for first in range(0, len(weights), how.plan.groups):
+        part = slice(first, first + how.plan.groups)
+        given = {name: None if tensor is None else tensor[part] for name, tensor in tensors.items()}
+        call = _arguments((steps, batch, width // 4), weights[part], reverse[part], lengths, how, **given)
+        _memory, workspace = _workspace("bwd", call, steps + 1, tensors["grad_gates"])
+        _native.lstm_sequence_cuda(
+            "bwd",
+            **call,
+            first_step=0,
+            end_step=steps + 1,
+            workspace=workspace,
+            device=how.target.ordinal,
+            stream=how.target.stream,
+        )
+
+
+def backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_cells: Tensor | None,
+    inputs: Sequence[Tensor],
+    h_0: Tensor,
+    c_0: Tensor,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    output: Tensor,
+    hidden: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    steps: int,
+    bias: bool,
+    peephole: bool,
+    reverse: Sequence[bool],
+    all_cells: bool,
+    recompute: bool,
+    chunk: int,
+    need_inputs: bool,
+    need_weights: bool,
+) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
+    """As the operator's schema says; lists are empty where not needed."""
+    groups, num_layers, batch, size = h_0.shape
+    h_0, c_0, inputs = h_0.contiguous(), c_0.contiguous(), [x.contiguous() for x in inputs]
+    lengths = None if lengths is None else lengths.to(h_0.device).contiguous()
+    grad_y, grad_h_n, grad_c_n, grad_cells = (
+        None if grad is None else grad.contiguous() for grad in (grad_output, grad_h_n, grad_c_n, grad_cells)
+    )
+    if batch == 0 or steps == 0:
+        ends = [
+            torch.zeros_like(state) if grad is None else grad.clone()
+            for state, grad in ((h_0, grad_h_n), (c_0, grad_c_n))
+        ]
+        none = [[torch.zeros_like(tensor) for tensor in given] for given in (inputs, weights)]
+        return none[0] if need_inputs else [], *ends, none[1] if need_weights else []
+
+    how = _how(h_0, backward=True)
+    layers = layer_weights(weights, bool(inputs), num_layers, bias, peephole)
+    grad_h_0, grad_c_0 = torch.empty_like(h_0), torch.empty_like(c_0)
+    # Of one layer after the other: the gates' gradients, and those of the hidden states that it had as input.
+    grad_gates = h_0.new_empty(groups, steps, batch, 4 * size)
+    below = torch.empty_like(output) if num_layers > 1 else None
+    grad_inputs = [torch.empty_like(x) for x in inputs] if need_inputs else []
+    grad_weights: list[list[Tensor]] = [[] for _ in layers]
+    with products_in_tf32(h_0.dtype, how.allow_tf32):
+        for index in reversed(range(num_layers)):
+            states = {"c_0": c_0, "cells": cells, "gates": gates, "grad_h_0": grad_h_0, "grad_c_0": grad_c_0}
+            states |= {"grad_h_n": grad_h_n, "grad_c_n": grad_c_n, "grad_cells": grad_cells}
+            tensors = {name: None if tensor is None else tensor[:, index] for name, tensor in states.items()}
+            tensors |= {"grad_output": grad_y, "grad_gates": grad_gates}
+            _run_backward(layers[index::num_layers], list(reverse), lengths, how, tensors)
+            for group in range(groups):
+                place, source = group * num_layers + index, group if len(inputs) > 1 else 0
+                layer, gradient = layers[place], grad_gates[group]
+                if need_weights:
+                    saved = Saved(
+                        x=hidden[group, index - 1] if index else (inputs[source] if inputs else None),
+                        y=output[group] if index == num_layers - 1 else hidden[group, index],
+                        h_0=h_0[group, index],
+                        c_0=c_0[group, index],
+                        cells=cells[group, index],
+                    )
+                    grad_weights[place] = weight_gradients(layer, gradient, saved, lengths, reverse[group])
+                if index:
+                    input_gradient_into(below[group], gradient, layer.weight_ih)
+                elif need_inputs:
+                    is_shared = group > 0 and source == 0
+                    input_gradient_into(grad_inputs[source], gradient, layer.weight_ih, add=is_shared)
+            grad_y = below
+    return grad_inputs, grad_h_0, grad_c_0, [gradient for layer in grad_weights for gradient in layer]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,9 +46,9 @@ def exact_products(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
-def agree(case: Case, device: str = "cuda") -> None:
-    with torch.no_grad():
-        check(case, "cuda", backward=False, device=device)
+def agree(case: Case, device: str = "cuda", *, backward: bool = True) -> None:
+    with torch.set_grad_enabled(backward):
+        check(case, "cuda", backward=backward, device=device)
 
 
 CASES = {
@@ -81,6 +82,12 @@ def test_agrees_with_reference(name, dtype):
     agree(Case(dtype=dtype, **CASES[name]))
 
 
+@pytest.mark.parametrize("name", ["plain", "odd", "two directions"])
+def test_without_gradients(name):
+    """Nothing is kept, and what isn't is projected in chunks."""
+    agree(Case(**CASES[name]), backward=False)
+
+
 @pytest.mark.parametrize("name", ["plain", "odd", "groups", "the paper's size"])
 def test_tf32_is_as_exact_as_plain_products_in_tf32(name, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
@@ -88,7 +95,7 @@ def test_tf32_is_as_exact_as_plain_products_in_tf32(name, monkeypatch):
     agree(Case(**CASES[name]))
 
 
-def plans(hidden: int, batch: int, element_bytes: int, limits) -> list[Plan]:
+def plans(hidden: int, batch: int, element_bytes: int, limits, backward: bool) -> list[Plan]:
     """Divisions that the planner wouldn't all choose: each cluster size, several passes, weights held anywhere."""
     found = []
     tiles = (8, 40) if element_bytes == 2 else (8, 32)
@@ -96,7 +103,7 @@ def plans(hidden: int, batch: int, element_bytes: int, limits) -> list[Plan]:
     for cluster, clusters, unit_blocks, columns, replicas, in_registers, resident in shapes:
         names = {"cluster": cluster, "clusters": clusters, "replicas": replicas}
         names |= {"unit_blocks": unit_blocks, "tile_columns": columns}
-        g = geometry(hidden, batch, element_bytes, **names)
+        g = geometry(hidden, batch, element_bytes, **names, backward=backward)
         if in_registers and (g.passes > 1 or g.rounds < REGISTER_ROUNDS or limits.arch != REGISTER_ARCH):
             continue
         if in_registers and element_bytes != REGISTER_ELEMENT_BYTES:
@@ -106,21 +113,31 @@ def plans(hidden: int, batch: int, element_bytes: int, limits) -> list[Plan]:
         candidate = Plan(*names.values(), *rest)
         if cluster > 1 and limits.arch < 90:
             continue
-        if shared_bytes(candidate, hidden, batch, element_bytes) <= limits.shared_bytes:
+        if shared_bytes(candidate, hidden, batch, element_bytes, backward=backward) <= limits.shared_bytes:
             found.append(candidate)
     return found
 
 
+def force(monkeypatch, chosen: Plan, backward: bool) -> None:
+    """Let this be the plan of one direction."""
+
+    def planned(*sizes, **options) -> Plan:
+        return chosen if options["backward"] == backward else plan(*sizes, **options)
+
+    monkeypatch.setattr(backend, "plan", planned)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def test_every_way_to_divide_the_work(dtype, monkeypatch):
+def test_every_way_to_divide_the_work(dtype, backward, monkeypatch):
     case = Case(steps=4, batch=43, hidden_size=203, input_size=5, peephole=True, dtype=dtype)
     limits = backend.target_of(torch.device("cuda", torch.cuda.current_device())).limits
-    ways = plans(203, 43, dtype.itemsize, limits)
+    ways = plans(203, 43, dtype.itemsize, limits, backward)
     assert len(ways) > 20
     assert any(way.register_rounds for way in ways) == (dtype != torch.float32 and limits.arch == REGISTER_ARCH)
     for chosen in ways:
-        monkeypatch.setattr(backend, "plan", lambda *sizes, chosen=chosen, **options: chosen)
-        agree(case)
+        force(monkeypatch, chosen, backward)
+        agree(case, backward=backward)
 
 
 def layer(**options) -> lstmvid.LSTM:
@@ -138,6 +155,22 @@ def test_the_same_bits_every_time():
         actual = lstm(x)
         assert torch.equal(actual[0], expected[0])
         assert all(torch.equal(a, b) for a, b in zip(actual[1], expected[1], strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"peephole": True}])
+def test_the_same_gradients_every_time(options):
+    lstm = layer(dtype=torch.bfloat16, **options).requires_grad_()
+    x = torch.randn(50, 33, 24, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    noise = torch.randn(3000, 3000, device="cuda")
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        output, (h_n, c_n) = lstm(x)
+        return torch.autograd.grad(output.square().sum() + h_n.sum() + c_n.sum(), [x, *lstm.parameters()])
+
+    expected = gradients()
+    for _ in range(10):
+        noise @ noise
+        assert all(torch.equal(a, b) for a, b in zip(gradients(), expected, strict=True))
 
 
 @torch.no_grad()
@@ -185,6 +218,30 @@ def test_in_a_graph_replayed_twice():
         assert torch.equal(c_n, state[1])
 
 
+def test_a_training_step_in_a_graph_replayed_twice():
+    lstm, x = layer(peephole=True).requires_grad_(), torch.randn(20, 5, 24, device="cuda")
+
+    def gradients() -> list[torch.Tensor]:
+        output, (h_n, c_n) = lstm(x)
+        return list(torch.autograd.grad(output.square().sum() + h_n.sum() + c_n.sum(), list(lstm.parameters())))
+
+    stream = torch.cuda.Stream()  # not the default one, whose work a capture would take for its own
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            gradients()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients()
+    for _ in range(2):
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        torch.cuda.synchronize()
+        for ours, expected in zip(captured, gradients(), strict=True):
+            assert torch.equal(ours, expected)
+
+
 @pytest.mark.skipif(COUNT < 2, reason="there is one GPU only")
 def test_on_the_second_device():
     assert torch.cuda.current_device() == 0
@@ -192,10 +249,9 @@ def test_on_the_second_device():
     assert torch.cuda.current_device() == 0
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"batch_first": True}])
 def test_drop_in(options):
-    ours = layer(**options)
+    ours = layer(**options).requires_grad_()
     plain = torch.nn.LSTM(24, 136, 2, device="cuda", **options)
     plain.load_state_dict(ours.state_dict())
     x = torch.randn(11, 6, 24, device="cuda")
@@ -203,11 +259,14 @@ def test_drop_in(options):
     lengths = [6, 5, 5, 2, 1, 1] if not options.get("batch_first") else [6, 5, 5, 4, 3, 3, 2, 2, 1, 1, 1]
     packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, options.get("batch_first", False))
     torch.testing.assert_close(ours(packed)[0].data, plain(packed)[0].data, rtol=1e-4, atol=1e-5)
+    for each in (ours, plain):
+        each(x)[0].square().mean().backward()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain.get_parameter(name).grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("predict", ["conditional", "unconditional"])
-def test_composite_without_gradients(predict):
+def test_composite(predict):
     model = lstmvid.FusedComposite(30, 72, 2, predict=predict, backend="cuda", device="cuda")
     other = lstmvid.FusedComposite(30, 72, 2, predict=predict, backend="reference", device="cuda")
     other.load_state_dict(model.state_dict())
@@ -216,14 +275,20 @@ def test_composite_without_gradients(predict):
     for name in ("reconstruction", "prediction", "loss"):
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.predict(frames, 7), other.predict(frames, 7), rtol=1e-4, atol=1e-5)
+    for each in (ours, expected):
+        each.loss.backward()
+    for (name, parameter), same in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, same.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@torch.no_grad()
 def test_composite_compiles_as_a_whole():
     model = lstmvid.FusedComposite(30, 72, 2, backend="cuda", device="cuda")
     frames, targets = torch.rand(6, 5, 30, device="cuda"), torch.rand(4, 5, 30, device="cuda")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(frames, targets)
-    torch.testing.assert_close(compiled.loss, model(frames, targets).loss)
+    plain = model(frames, targets)
+    torch.testing.assert_close(compiled.loss, plain.loss)
+    ours, expected = (torch.autograd.grad(result.loss, list(model.parameters())) for result in (compiled, plain))
+    torch.testing.assert_close(ours, expected)
 
 
 @torch.no_grad()
@@ -236,24 +301,47 @@ def test_under_autocast(dtype):
     torch.testing.assert_close(output.float(), lstm(x)[0], rtol=0.05, atol=0.02)
 
 
-@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_scaled_training_step_under_autocast(dtype):
+    lstm, x = layer(peephole=True).requires_grad_(), torch.randn(8, 4, 24, device="cuda")
+    expected = torch.autograd.grad(lstm(x)[0].square().mean(), list(lstm.parameters()))
+    before = [parameter.detach().clone() for parameter in lstm.parameters()]
+    optimizer, scaler = torch.optim.SGD(lstm.parameters(), 1.0), torch.amp.GradScaler("cuda", init_scale=1024.0)
+    with torch.autocast("cuda", dtype):
+        loss = lstm(x)[0].float().square().mean()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 1024.0  # nothing overflowed, so that the step was taken
+    for parameter, old, gradient in zip(lstm.parameters(), before, expected, strict=True):
+        assert parameter.grad.dtype == torch.float32
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(old - parameter.detach(), gradient, rtol=0.05, atol=0.03 * scale)
+
+
 def test_an_empty_batch():
-    output, (h_n, c_n) = layer()(torch.zeros(5, 0, 24, device="cuda"))
+    lstm = layer().requires_grad_()
+    output, (h_n, c_n) = lstm(torch.zeros(5, 0, 24, device="cuda"))
     assert (output.shape, h_n.shape, c_n.shape) == ((5, 0, 136), (2, 0, 136), (2, 0, 136))
+    output.sum().backward()
+    assert all(torch.equal(weight.grad, torch.zeros_like(weight)) for weight in lstm.parameters())
 
 
-def test_what_needs_gradients_is_refused():
-    with pytest.raises(BackendUnavailable, match="backward pass is not part of this version"):
-        lstmvid.LSTM(3, 4, backend="cuda", device="cuda")(torch.zeros(2, 1, 3, device="cuda"))
+def test_recomputing_is_refused_where_gradients_are_needed():
+    lstm, x = layer(recompute="gates"), torch.zeros(2, 1, 24, device="cuda")
+    lstm(x)
+    with pytest.raises(BackendUnavailable, match="can't recompute gates"):
+        lstm.requires_grad_()(x)
 
 
-def test_a_plan_beyond_the_device_is_refused_before_it_is_launched(monkeypatch):
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_a_plan_beyond_the_device_is_refused_before_it_is_launched(backward, monkeypatch):
     """Blocks that wait for each other must all be resident: else an error at once, no hang, and the next call works."""
     case = Case(hidden_size=64)
-    chosen = plan(64, 3, torch.float32, backend.target_of(torch.device("cuda:0")).limits)
-    too_many = chosen.__class__(**chosen.__dict__ | {"replicas": 1000})
-    with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(backend, "plan", lambda *sizes, **options: too_many)
+    limits = backend.target_of(torch.device("cuda:0")).limits
+    too_many = replace(plan(64, 3, torch.float32, limits, backward=backward), replicas=1000)
+    with monkeypatch.context() as patch:
+        force(patch, too_many, backward)
         with pytest.raises(ValueError, match="resident"):
-            run(case, "cuda", backward=False, device="cuda")
+            run(case, "cuda", backward=backward, device="cuda")
     agree(case)

@@ -1,19 +1,22 @@
-"""What the CUDA backend hands to its kernel, with a stand-in for the kernel that computes on the CPU by the reference.
+"""What the CUDA backend hands to its kernels, with stand-ins for them that compute on the CPU by the reference.
 
-The stand-in reads and writes the very addresses that it is given, in float32.
+They read and write the very addresses that they are given, in float32.
 """
 
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lstmvid import _native
 from lstmvid.backends import reference
+from lstmvid.backends.cuda import launch
 from lstmvid.backends.cuda import lstm_sequence as backend
-from lstmvid.backends.plan import DEVICES, plan
+from lstmvid.backends.cuda import weight_gradients as gradients
+from lstmvid.backends.plan import DEVICES, Plan, plan
 from lstmvid.testing import Case, run
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -23,6 +26,27 @@ def memory(address: int, *shape: int) -> torch.Tensor:
     """float32 at an address."""
     size = torch.Size(shape).numel()
     return torch.frombuffer((ctypes.c_float * size).from_address(address), dtype=torch.float32).view(shape)
+
+
+class Group:
+    """One group's tensors of a call."""
+
+    def __init__(self, call: dict, group: int) -> None:
+        self.call, self.group = call, group
+        self.steps, self.batch, self.size = call["steps"], call["batch"], call["hidden"]
+        self.back = bool(call["reverse"] >> group & 1)
+        self.lengths = None
+        if call["lengths"]:
+            buffer = (ctypes.c_int64 * self.batch).from_address(call["lengths"])
+            self.lengths = torch.frombuffer(buffer, dtype=torch.int64)
+
+    def tensor(self, name: str, *shape: int) -> torch.Tensor | None:
+        call = self.call
+        return memory(call[name] + 4 * self.group * call[f"{name}_stride"], *shape) if call[name] else None
+
+    def weight(self, name: str, *shape: int) -> torch.Tensor | None:
+        address = self.call[name][self.group]
+        return memory(address, *shape) if address else None
 
 
 class StandIn:
@@ -35,52 +59,72 @@ class StandIn:
     def lstm_sequence_fwd_cuda_workspace(self, **call) -> int:
         return 1000
 
-    def lstm_sequence_fwd_cuda(self, **call) -> None:
+    def lstm_sequence_bwd_cuda_workspace(self, **call) -> int:
+        return 1000
+
+    def _take(self, call: dict) -> None:
         self.calls.append(call)
         assert call["workspace"] % 256 == 0
         assert call["dtype"] == _native.DTYPES[torch.float32]
+
+    def lstm_sequence_fwd_cuda(self, **call) -> None:
+        self._take(call)
         for group in range(call["groups"]):
-            self._group(group, call)
+            self._forward(Group(call, group))
 
-    def _group(self, group: int, call: dict) -> None:
-        steps, batch, size = call["steps"], call["batch"], call["hidden"]
-        back = bool(call["reverse"] >> group & 1)
+    def lstm_sequence_bwd_cuda(self, **call) -> None:
+        self._take(call)
+        assert (call["first_step"], call["end_step"]) == (0, call["steps"] + 1)
+        for group in range(call["groups"]):
+            self._backward(Group(call, group))
 
-        def tensor(name: str, *shape: int) -> torch.Tensor | None:
-            return memory(call[name] + 4 * group * call[f"{name}_stride"], *shape) if call[name] else None
-
-        def weight(name: str, *shape: int) -> torch.Tensor | None:
-            return memory(call[name][group], *shape) if call[name][group] else None
-
-        lengths = None
-        if call["lengths"]:
-            buffer = (ctypes.c_int64 * batch).from_address(call["lengths"])
-            lengths = torch.frombuffer(buffer, dtype=torch.int64)
+    def _forward(self, one: Group) -> None:
+        call, steps, batch, size = one.call, one.steps, one.batch, one.size
         first, end = call["first_step"], call["end_step"]
-        start = steps - end if back else first  # of the times that this launch runs
+        start = steps - end if one.back else first  # of the times that this launch runs
         times = end - first
-        h, c = (tensor(name, batch, size) for name in ("h_0", "c_0")) if first == 0 else self.state[group]
-        part = None if lengths is None else (lengths - start).clamp(0, times)
+        states = (one.tensor(name, batch, size) for name in ("h_0", "c_0"))
+        h, c = states if first == 0 else self.state[one.group]
+        part = None if one.lengths is None else (one.lengths - start).clamp(0, times)
         identity, x = None, None
         if call["projection"]:
             row = 4 * batch * 4 * size
-            address = call["projection"] + 4 * group * call["projection_stride"] + start * row
+            address = call["projection"] + 4 * one.group * call["projection_stride"] + start * row
             identity, x = torch.eye(4 * size), memory(address, times, batch, 4 * size)
-        weights = [identity, weight("weight_hh", 4 * size, size), weight("bias", 4 * size)]
-        weights = [w for w in (*weights, weight("peephole", 3 * size)) if w is not None]
-        options = (call["bias"][group] != 0, call["peephole"][group] != 0, [back])
+        weights = [identity, one.weight("weight_hh", 4 * size, size), one.weight("bias", 4 * size)]
+        weights = [w for w in (*weights, one.weight("peephole", 3 * size)) if w is not None]
+        options = (call["bias"][one.group] != 0, call["peephole"][one.group] != 0, [one.back])
         output, h_n, c_n, _, cells, gates = reference.forward(
             *([] if x is None else [x],), h[None, None], c[None, None], weights, part, times, *options,
             *(True, True, False, 256),
         )  # fmt: skip
-        self.state[group] = h_n[0, 0].clone(), c_n[0, 0].clone()
+        self.state[one.group] = h_n[0, 0].clone(), c_n[0, 0].clone()
         for name, value in (("output", output[0]), ("cells", cells[0, 0]), ("gates", gates[0, 0])):
-            target = tensor(name, steps, *value.shape[1:])
+            target = one.tensor(name, steps, *value.shape[1:])
             if target is not None:
                 target[start : start + times] = value
         if end == steps:
-            tensor("h_n", batch, size).copy_(h_n[0, 0])
-            tensor("c_n", batch, size).copy_(c_n[0, 0])
+            one.tensor("h_n", batch, size).copy_(h_n[0, 0])
+            one.tensor("c_n", batch, size).copy_(c_n[0, 0])
+
+    def _backward(self, one: Group) -> None:
+        steps, batch, size = one.steps, one.batch, one.size
+        seeds = [one.tensor("grad_output", 1, steps, batch, size)]
+        seeds += [one.tensor(name, 1, 1, batch, size) for name in ("grad_h_n", "grad_c_n")]
+        seeds += [one.tensor("grad_cells", 1, 1, steps, batch, size)]
+        cells, c_0 = one.tensor("cells", 1, 1, steps, batch, size), one.tensor("c_0", 1, 1, batch, size)
+        # With the identity as W_ih, the input's gradient is that of the gates' pre-activations.
+        weights = [torch.eye(4 * size), one.weight("weight_hh", 4 * size, size), one.weight("peephole", 3 * size)]
+        output = torch.zeros(1, steps, batch, size)
+        (grad_gates,), grad_h_0, grad_c_0, _ = reference.backward(
+            *seeds, [torch.zeros(steps, batch, 4 * size)], torch.zeros_like(c_0), c_0,
+            [weight for weight in weights if weight is not None], one.lengths, output, output[:0], cells,
+            one.tensor("gates", 1, 1, steps, batch, 4 * size), steps, False, weights[2] is not None, [one.back],
+            *(True, False, 256, True, False),
+        )  # fmt: skip
+        one.tensor("grad_gates", steps, batch, 4 * size).copy_(grad_gates)
+        one.tensor("grad_h_0", batch, size).copy_(grad_h_0[0, 0])
+        one.tensor("grad_c_0", batch, size).copy_(grad_c_0[0, 0])
 
 
 @pytest.fixture
@@ -98,6 +142,12 @@ def arguments(case: Case, save: bool) -> list:
     reverse = list(case.reverse) * (case.groups // len(case.reverse))
     options = (case.steps, case.bias, case.peephole, reverse, save, case.all_cells, False, 256)
     return [inputs, *state, weights, lengths, *options]
+
+
+def force(chosen: Plan, groups: int, monkeypatch) -> None:
+    """Let this be the plan, with so many groups in a launch."""
+    forced = replace(chosen, groups=groups)
+    monkeypatch.setattr(backend, "plan", lambda *sizes, **options: forced)
 
 
 CASES = {
@@ -123,8 +173,7 @@ def test_agrees_with_the_reference(name, side_by_side, chunk, save, stand_in, mo
     monkeypatch.setattr(backend, "MIN_CHUNK", chunk)
     monkeypatch.setattr(backend, "CHUNK_BYTES", 0)
     chosen = plan(case.hidden_size, case.batch, torch.float32, DEVICES["H100"])
-    forced = chosen.__class__(**chosen.__dict__ | {"groups": min(side_by_side, case.groups)})
-    monkeypatch.setattr(backend, "plan", lambda *sizes, **options: forced)
+    force(chosen, min(side_by_side, case.groups), monkeypatch)
     given = arguments(case, save)
     actual = torch.ops.lstmvid.lstm_sequence(*given, "cuda")
     expected = torch.ops.lstmvid.lstm_sequence(*given, "reference")
@@ -137,6 +186,33 @@ def test_agrees_with_the_reference(name, side_by_side, chunk, save, stand_in, mo
             ours, theirs = (x * (times < ended)[None, None, :, :, None] for x in (ours, theirs))
         torch.testing.assert_close(ours, theirs, msg=which)
     assert all(call["device"] == 3 and call["stream"] == 17 for call in stand_in.calls)
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (0,), (1,), (2,)], ids=str)
+@pytest.mark.parametrize("side_by_side", [8, 1])
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_agree_with_the_reference(name, side_by_side, seeds, stand_in, monkeypatch):
+    case = Case(**CASES[name])
+    chosen = plan(case.hidden_size, case.batch, torch.float32, DEVICES["H100"], backward=True)
+    force(chosen, min(side_by_side, case.groups), monkeypatch)
+    monkeypatch.setattr(gradients, "CHUNK_BYTES", 300)
+    inputs, h_0, c_0, weights, lengths, *options = arguments(case, True)
+    steps, bias, peephole, reverse, _, all_cells, *_ = options
+    output, _, _, hidden, cells, gates = torch.ops.lstmvid.lstm_sequence(*arguments(case, True), "reference")
+    drawn = [seed.float() for seed in case.tensors["seeds"]]
+    given = [drawn[i] if i in seeds and (i < 3 or all_cells) else None for i in range(4)]
+    given += [inputs, h_0, c_0, weights, lengths, output, hidden, cells, gates, steps, bias, peephole, reverse]
+    for need_inputs, need_weights in ((True, True), (bool(inputs), False), (False, True), (False, False)):
+        call = (*given, all_cells, False, 256, bool(inputs) and need_inputs, need_weights)
+        actual = torch.ops.lstmvid.lstm_sequence_bwd(*call, "cuda")
+        expected = torch.ops.lstmvid.lstm_sequence_bwd(*call, "reference")
+        assert len(actual) == len(expected)
+        for which, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs, msg=lambda text, which=which: f"{which}: {text}")
+    assert all(call["device"] == 3 and call["stream"] == 17 for call in stand_in.calls)
+    top = stand_in.calls[0]  # of which layer nobody but the caller knows the gradients
+    assert [bool(top[name]) for name in ("grad_output", "grad_h_n", "grad_c_n")] == [i in seeds for i in range(3)]
 
 
 def test_time_chunks(stand_in, monkeypatch):
@@ -175,27 +251,39 @@ def test_nothing_to_do(batch, stand_in):
     assert torch.equal(c_n, given[2])
 
 
+@pytest.mark.parametrize("batch", [0, 3])
+def test_no_gradients_to_compute(batch, stand_in):
+    steps = 0 if batch else 4
+    given = [torch.zeros(steps, batch, 2), torch.ones(1, 1, batch, 3), torch.ones(1, 1, batch, 3)]
+    x, h_0, c_0, *weights = (tensor.requires_grad_() for tensor in (*given, torch.zeros(12, 2), torch.zeros(12, 3)))
+    options = (None, steps, False, False, [False], True, False, False, 256)
+    output, h_n, c_n, *_ = torch.ops.lstmvid.lstm_sequence([x], h_0, c_0, weights, *options, "cuda")
+    (output.sum() + 2 * h_n.sum() + 3 * c_n.sum()).backward()
+    assert stand_in.calls == []
+    assert torch.equal(h_0.grad, torch.full_like(h_0, 2.0))
+    assert torch.equal(c_0.grad, torch.full_like(c_0, 3.0))
+    for tensor in (x, *weights):
+        assert torch.equal(tensor.grad, torch.zeros_like(tensor))
+
+
 @pytest.mark.parametrize(("setting", "expected"), [(True, "tf32"), (False, "ieee")])
 def test_products_obey_the_setting_for_recurrent_networks(setting, expected, stand_in, monkeypatch):
     """As `torch.nn.LSTM` does, whose products are all cuDNN's; and the setting for other products stays what it was."""
     before = torch.backends.cuda.matmul.fp32_precision
     seen = []
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", setting)
-    linear_into = backend.linear_into
-    monkeypatch.setattr(
-        backend,
-        "linear_into",
-        lambda *tensors: (seen.append(torch.backends.cuda.matmul.fp32_precision), linear_into(*tensors)),
-    )
-    torch.ops.lstmvid.lstm_sequence(*arguments(Case(), False), "cuda")
-    assert [call["allow_tf32"] for call in stand_in.calls] == [setting]
-    assert seen == [expected]
+
+    def seeing(function):
+        return lambda *tensors: (seen.append(torch.backends.cuda.matmul.fp32_precision), function(*tensors))[1]
+
+    monkeypatch.setattr(backend, "linear_into", seeing(backend.linear_into))
+    monkeypatch.setattr(gradients, "add_weight_gradient", seeing(gradients.add_weight_gradient))
+    given = arguments(Case(), True)
+    given[3][0].requires_grad_()
+    torch.ops.lstmvid.lstm_sequence(*given, "cuda")[0].sum().backward()
+    assert [call["allow_tf32"] for call in stand_in.calls] == [setting, setting]
+    assert seen == [expected] * 4
     assert torch.backends.cuda.matmul.fp32_precision == before
-
-
-def test_backward_says_that_it_is_missing():
-    with pytest.raises(NotImplementedError, match="not part of this version"):
-        backend.backward()
 
 
 def test_uneven_distances_are_refused():
@@ -218,9 +306,9 @@ def test_limits_are_read_from_what_the_driver_says(monkeypatch):
     }
     monkeypatch.setattr(_native, "cuda_device_limits", lambda ordinal: driver)
     monkeypatch.setattr(_native, "cuda_active_clusters", lambda ordinal, cluster, shared: 14 // cluster)
-    backend._limits.cache_clear()
-    limits = backend._limits(0)
-    backend._limits.cache_clear()
+    launch._limits.cache_clear()
+    limits = launch._limits(0)
+    launch._limits.cache_clear()
     assert (limits.arch, limits.active_clusters) == (90, (14, 7, 3, 1))
     assert plan(2048, 80, torch.bfloat16, limits).clusters <= 7
 

@@ -64,7 +64,7 @@ def cuda(emulated, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_reference(name, dtype):
-    check(Case(dtype=dtype, **CASES[name]), "cuda", backward=False)
+    check(Case(dtype=dtype, **CASES[name]), "cuda")
 
 
 @torch.no_grad()
@@ -105,8 +105,42 @@ def test_composite_without_gradients(predict):
     torch.testing.assert_close(model.predict(frames, 3), other.predict(frames, 3), rtol=1e-4, atol=1e-5)
 
 
-@torch.no_grad()
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("predict", ["conditional", "unconditional"])
+def test_a_training_step(predict):
+    model = lstmvid.FusedComposite(30, 40, 2, predict=predict, peephole=True, backend="cuda")
+    other = lstmvid.FusedComposite(30, 40, 2, predict=predict, peephole=True, backend="reference")
+    other.load_state_dict(model.state_dict())
+    frames, targets = torch.rand(4, 5, 30), torch.rand(3, 5, 30)
+    for each in (model, other):
+        optimizer = torch.optim.SGD(each.parameters(), 0.1)
+        each(frames, targets).loss.backward()
+        optimizer.step()
+    for (name, ours), expected in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.usefixtures("cuda", "poisoned_memory")
+@pytest.mark.parametrize(("wanted", "output"), [("input", 1), ("h_0", 2), ("weight", 0)])
+def test_gradients_of_a_part(wanted, output):
+    """Frozen weights, a frozen input, and only some of the results used."""
+    case = Case(hidden_size=40, num_layers=2, peephole=True, batch=9)
+    inputs, (h_0, c_0), weights = ([t.float() for t in case.tensors[k]] for k in ("inputs", "state", "weights"))
+    leaf = {"input": inputs[0], "h_0": h_0, "weight": weights[1]}[wanted].requires_grad_()
+    options = (inputs, h_0, c_0, weights, None, case.steps, True, True, [False], True, False, False, 256)
+
+    def gradient(name: str) -> torch.Tensor:
+        result = torch.ops.lstmvid.lstm_sequence(*options, name)[output]
+        return torch.autograd.grad(result.square().sum(), leaf)[0]
+
+    torch.testing.assert_close(gradient("cuda"), gradient("reference"), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.usefixtures("cuda")
 def test_an_empty_batch():
-    output, (h_n, c_n) = lstmvid.LSTM(3, 8, backend="cuda")(torch.zeros(5, 0, 3))
+    lstm = lstmvid.LSTM(3, 8, backend="cuda")
+    output, (h_n, c_n) = lstm(torch.zeros(5, 0, 3))
     assert (output.shape, h_n.shape, c_n.shape) == ((5, 0, 8), (1, 0, 8), (1, 0, 8))
+    output.sum().backward()
+    assert all(torch.equal(weight.grad, torch.zeros_like(weight)) for weight in lstm.parameters())

@@ -1,0 +1,106 @@
+"""Where the CUDA kernels run, and why they can't: all that asks torch or the driver for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from ... import _native
+from ..plan import CLUSTER_SIZES, ELEMENT_BYTES, DeviceLimits, limits_from
+
+
+class Target(NamedTuple):
+    """Where kernels are launched."""
+
+    limits: DeviceLimits
+    ordinal: int
+    stream: int
+
+
+@lru_cache
+def _limits(ordinal: int) -> DeviceLimits:
+    device = _native.cuda_device_limits(ordinal)
+    # Fewer under MPS or MIG than the multiprocessors would say, and clusters don't fill a chip.
+    device["active_clusters"] = [
+        _native.cuda_active_clusters(ordinal, size, device["shared_bytes_per_block_opt_in"])
+        if size == 1 or device["has_clusters"]
+        else 0
+        for size in CLUSTER_SIZES
+    ]
+    return limits_from(device)
+
+
+def target_of(device: torch.device) -> Target:
+    """The device's limits, and the stream that is current on it."""
+    stream = torch.cuda.current_stream(device)
+    return Target(_limits(stream.device_index), stream.device_index, stream.cuda_stream)
+
+
+@torch.compiler.assume_constant_result
+def architecture() -> int:
+    """Of the current device, 10 * major + minor; 0 where there is none."""
+    if not _native.cuda_device_count()[0]:
+        return 0
+    return _native.cuda_device_limits(torch.cuda.current_device())["compute_capability"]
+
+
+@lru_cache
+def _why_not_on(ordinal: int) -> str:
+    arch = _native.cuda_device_limits(ordinal)["compute_capability"]
+    if arch < 80:
+        return f"it needs compute capability 8.0, this GPU has {arch / 10}"
+    try:
+        _limits(ordinal)
+    except RuntimeError as error:
+        return f"its kernels can't run on this GPU ({error}); built for another one? LSTMVID_CUDA_ARCHS chooses"
+    return ""
+
+
+# Constant while a process runs, so that torch.compile need not look inside.
+@torch.compiler.assume_constant_result
+def _why_none() -> str:
+    return _native.WHY_MISSING or _native.cuda_device_count()[1]
+
+
+@torch.compiler.assume_constant_result
+def _why_not_here() -> str:
+    return _why_not_on(torch.cuda.current_device())
+
+
+def unavailable(request) -> str | None:
+    """Why the CUDA kernels can't serve the request, or None."""
+    if reason := _why_none():
+        return reason
+    if request.device != "cuda":
+        return f"it runs on NVIDIA GPUs, the tensors are on {request.device}"
+    if reason := _why_not_here():
+        return reason
+    if request.dtype not in ELEMENT_BYTES:
+        return f"it computes in float32, bfloat16 and float16, got {request.dtype}"
+    if request.needs_grad and request.recompute == "gates":
+        return "it can't recompute gates yet"
+    return "it has no projections (proj_size)" if request.proj_size else None
+
+
+def allows_tf32(dtype: torch.dtype) -> bool:
+    """Whether float32 products may be computed in tf32: by cuDNN's setting for RNNs, as in `torch.nn.LSTM`."""
+    return dtype == torch.float32 and torch.backends.cudnn.rnn.fp32_precision == "tf32"
+
+
+@contextmanager
+def products_in_tf32(dtype: torch.dtype, allowed: bool) -> Iterator[None]:
+    """The library's float32 products as the recurrence's own, not by the setting for products."""
+    if dtype != torch.float32:
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32" if allowed else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
