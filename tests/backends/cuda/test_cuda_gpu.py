@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -345,3 +347,19 @@ def test_a_plan_beyond_the_device_is_refused_before_it_is_launched(backward, mon
         with pytest.raises(ValueError, match="resident"):
             run(case, "cuda", backward=backward, device="cuda")
     agree(case)
+
+
+IN_VAIN = """
+import torch, lstmvid
+from lstmvid.backends.cuda import lstm_sequence as backend
+backend.MAX_POLLS = 1
+lstmvid.LSTM(8, 512, backend="cuda", device="cuda").requires_grad_(False)(torch.zeros(50, 4, 8, device="cuda"))
+torch.cuda.synchronize()
+"""
+
+
+def test_a_wait_in_vain_ends_in_an_error():
+    """In a process of its own, whose CUDA context it takes along."""
+    done = subprocess.run([sys.executable, "-c", IN_VAIN], capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "CUDA error" in done.stderr
