@@ -113,8 +113,15 @@ int64_t active_clusters(void (*kernel)(Parameters), const Launch& launch) {
   }
   int active = 0;
   if (launch.cluster > 1) {
-    const LaunchConfig of(launch);
-    check_cuda(cudaOccupancyMaxActiveClusters(&active, function, &of.config), "cudaOccupancyMaxActiveClusters");
+    Launch alone = launch;  // the question is about clusters, whatever else the launch asks for
+    alone.cooperative = false;
+    const LaunchConfig of(alone);
+    const cudaError_t status = cudaOccupancyMaxActiveClusters(&active, function, &of.config);
+    if (status == cudaErrorInvalidClusterSize) {  // a slice of a chip (MIG) may have no place for one
+      cudaGetLastError();
+      return 0;
+    }
+    check_cuda(status, "cudaOccupancyMaxActiveClusters");
     return active;
   }
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&active, function, launch.threads,
