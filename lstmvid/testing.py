@@ -18,6 +18,24 @@ from .ops import LayerWeights, lstm_sequence
 # plain torch happens to be exact.
 FLOORS = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
+# Options of a `Case` in which a GPU's kernels could go wrong, small enough to be emulated.
+GPU_CASES: dict[str, dict] = {
+    "plain": {},
+    "one of everything": {"steps": 1, "batch": 1, "input_size": 1, "hidden_size": 1},
+    "one step": {"steps": 1, "peephole": True, "num_layers": 2},
+    "no input": {"input_size": None, "num_layers": 2},
+    "no bias": {"bias": False, "hidden_size": 17},
+    "peepholes": {"peephole": True, "num_layers": 3, "hidden_size": 19},
+    "reverse": {"reverse": (True,), "num_layers": 2, "hidden_size": 40},
+    "two directions": {"groups": 2, "reverse": (False, True), "peephole": True, "hidden_size": 70},
+    "groups": {"groups": 3, "shared_input": False, "num_layers": 2, "hidden_size": 33},
+    "more groups than a launch takes": {"groups": 9, "hidden_size": 20},
+    "ragged": {"lengths": (5, 1, 3), "num_layers": 2, "peephole": True, "hidden_size": 50},
+    "ragged, reverse, with an empty one": {"lengths": (0, 4, 2), "reverse": (True,), "num_layers": 2},
+    "all cells": {"all_cells": True, "num_layers": 2, "peephole": True},
+    "all cells, ragged, reverse": {"all_cells": True, "lengths": (2, 5, 3), "reverse": (True,), "peephole": True},
+}
+
 
 @dataclass
 class Case:

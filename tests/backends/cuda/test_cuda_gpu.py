@@ -23,7 +23,7 @@ from lstmvid.backends.plan import (
     plan,
     shared_bytes,
 )
-from lstmvid.testing import Case, check, run
+from lstmvid.testing import GPU_CASES, Case, check, run
 
 COUNT, WHY_NONE = _native.cuda_device_count()
 if COUNT and not torch.cuda.is_available():
@@ -53,24 +53,10 @@ def agree(case: Case, device: str = "cuda", *, backward: bool = True) -> None:
         check(case, "cuda", backward=backward, device=device)
 
 
-CASES = {
-    "plain": {},
-    "one of everything": {"steps": 1, "batch": 1, "input_size": 1, "hidden_size": 1},
-    "one step": {"steps": 1, "peephole": True, "num_layers": 2},
-    "no input": {"input_size": None, "num_layers": 2},
-    "no bias": {"bias": False, "hidden_size": 17},
-    "peepholes": {"peephole": True, "num_layers": 3, "hidden_size": 19},
+CASES = GPU_CASES | {
     "wide": {"batch": 101, "hidden_size": 130, "steps": 3},
     "aligned": {"batch": 16, "hidden_size": 256, "input_size": 64, "steps": 20},
     "odd": {"batch": 33, "hidden_size": 517, "steps": 9, "peephole": True},
-    "reverse": {"reverse": (True,), "num_layers": 2, "hidden_size": 40},
-    "two directions": {"groups": 2, "reverse": (False, True), "peephole": True, "hidden_size": 70},
-    "groups": {"groups": 3, "shared_input": False, "num_layers": 2, "hidden_size": 33},
-    "more groups than a launch takes": {"groups": 9, "hidden_size": 20},
-    "ragged": {"lengths": (5, 1, 3), "num_layers": 2, "peephole": True, "hidden_size": 50},
-    "ragged, reverse, with an empty one": {"lengths": (0, 4, 2), "reverse": (True,), "num_layers": 2},
-    "all cells": {"all_cells": True, "num_layers": 2, "peephole": True},
-    "all cells, ragged, reverse": {"all_cells": True, "lengths": (2, 5, 3), "reverse": (True,), "peephole": True},
     "long": {"steps": 700, "batch": 2, "hidden_size": 5, "input_size": 3},
     "a thousand units": {"batch": 80, "hidden_size": 1000, "steps": 4, "input_size": 50},
     "the paper's size": {"batch": 80, "hidden_size": 2048, "steps": 4, "input_size": 64},

@@ -14,7 +14,6 @@
 #include <string>
 #include <vector>
 
-#include "emulation/runtime.h"
 #include "lstm_sequence_call.h"
 #include "lstmvid/cell_math.h"
 #include "lstmvid/lstm_sequence_cuda.h"
@@ -133,21 +132,8 @@ Results run(Call& call) {
   return results;
 }
 
-struct Worst {
-  double error = 0;
-  std::string where;
-
-  void compare(const char* name, double actual, double expected) {
-    const double difference = std::abs(actual - expected);
-    if (!(difference <= error)) {  // a NaN counts
-      error = std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference;
-      where = name;
-    }
-  }
-};
-
-// The equations, operands rounded as the kernel's are. Also the largest gradient, against which errors are to be seen.
-Worst check(Call& call, const Results& actual, double& largest) {
+// The equations, operands rounded as the kernel's are. Errors are to be seen against the largest gradient.
+Worst check(Call& call, const Results& actual) {
   Arguments& a = call.a;
   Worst worst;
   const int64_t T = call.T, B = call.B, H = call.H;
@@ -186,7 +172,7 @@ Worst check(Call& call, const Results& actual, double& largest) {
           }
           for (int64_t k = 0; k < 4; ++k) {
             worst.compare("grad_gates", actual.grad_gates.get(4 * at + k * H + u), dz[k * H + u]);
-            largest = std::max(largest, std::abs(dz[k * H + u]));
+            worst.magnitude = std::max(worst.magnitude, std::abs(dz[k * H + u]));
           }
         }
         for (int64_t v = 0; v < H && t < length; ++v) {
@@ -197,44 +183,17 @@ Worst check(Call& call, const Results& actual, double& largest) {
       for (int64_t u = 0; u < H; ++u) {
         worst.compare("grad_h_0", actual.grad_h_0.get((g * B + b) * H + u), grad_h[u]);
         worst.compare("grad_c_0", actual.grad_c_0[(g * B + b) * H + u], grad_c[u]);
-        largest = std::max({largest, std::abs(grad_h[u]), std::abs(grad_c[u])});
+        worst.magnitude = std::max({worst.magnitude, std::abs(grad_h[u]), std::abs(grad_c[u])});
       }
     }
   }
   return worst;
 }
 
-int check(int count, char** words) {
-  Call call(parse(count, words));
-  Arguments& a = call.a;
-  emulation::set_seed(static_cast<uint64_t>(a["seed"]));
-  const Results actual = run(call);
-  double largest = 1;
-  const Worst worst = check(call, actual, largest);
-  const double bound = bound_of(a) * largest;
-  const emulation::Statistics s = emulation::statistics();
-  std::printf("error %.3g in %s, bound %.3g; %llu of %llu matrix loads conflict\n", worst.error, worst.where.c_str(),
-              bound, static_cast<unsigned long long>(s.matrix_load_conflicts),
-              static_cast<unsigned long long>(s.matrix_loads));
-  if (!(worst.error <= bound) || s.matrix_load_conflicts != 0) return 1;
-  for (int64_t i = 1; i <= a["repeat"]; ++i) {
-    emulation::set_seed(static_cast<uint64_t>(a["seed"] + 1000 * i));
-    if (!(run(call) == actual)) {
-      std::printf("not the same bits under schedule %lld\n", static_cast<long long>(i));
-      return 1;
-    }
-  }
-  return 0;
-}
-
 }  // namespace
 }  // namespace lstmvid
 
 int main(int count, char** words) {
-  try {
-    return lstmvid::check(count, words);
-  } catch (const std::exception& error) {
-    std::printf("%s\n", error.what());
-    return 1;
-  }
+  using namespace lstmvid;
+  return run_check<Call>(count, words, &run, &check);
 }

@@ -1,13 +1,17 @@
 // What the checks of the recurrent kernels share: a call's arguments, tensors of the operands' type, guarded memory.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <limits>
 #include <map>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cuda/primitives/numeric.h"
+#include "emulation/runtime.h"
 #include "lstmvid/lstm_sequence_cuda.h"
 
 namespace lstmvid {
@@ -105,6 +109,50 @@ class Guarded {
 inline double bound_of(Arguments& a) {
   const auto dtype = static_cast<DType>(a["dtype"]);
   return dtype == DType::kBFloat16 ? 0.02 : dtype == DType::kFloat16 || a["tf32"] != 0 ? 0.004 : 2e-5;
+}
+
+// The largest error of a call's results, where it is, and the size of what it is an error of.
+struct Worst {
+  double error = 0, magnitude = 1;
+  std::string where;
+
+  void compare(const char* name, double actual, double expected) {
+    const double difference = std::abs(actual - expected);
+    if (difference <= error) return;
+    error = std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference;
+    where = name;
+  }
+};
+
+// Runs the call that the words describe, compares, and runs it again under other schedules. The program's exit code.
+//
+// run(call): its results, comparable; check(call, results): a Worst.
+template <class Call, class Run, class Check>
+int run_check(int count, char** words, const Run& run, const Check& check) try {
+  Call call(parse(count, words));
+  Arguments& a = call.a;
+  emulation::set_seed(static_cast<uint64_t>(a["seed"]));
+  const auto actual = run(call);
+  const Worst worst = check(call, actual);
+  const double bound = bound_of(a) * worst.magnitude;
+  const emulation::Statistics s = emulation::statistics();
+  std::printf(
+      "error %.3g in %s, bound %.3g; %llu products, %llu of %llu matrix loads and %llu remote stores conflict\n",
+      worst.error, worst.where.c_str(), bound, static_cast<unsigned long long>(s.products),
+      static_cast<unsigned long long>(s.matrix_load_conflicts), static_cast<unsigned long long>(s.matrix_loads),
+      static_cast<unsigned long long>(s.remote_store_conflicts));
+  if (!(worst.error <= bound) || s.matrix_load_conflicts != 0) return 1;
+  for (int64_t i = 1; i <= a["repeat"]; ++i) {
+    emulation::set_seed(static_cast<uint64_t>(a["seed"] + 1000 * i));
+    if (!(run(call) == actual)) {
+      std::printf("not the same bits under schedule %lld\n", static_cast<long long>(i));
+      return 1;
+    }
+  }
+  return 0;
+} catch (const std::exception& error) {
+  std::printf("%s\n", error.what());
+  return 1;
 }
 
 }  // namespace lstmvid

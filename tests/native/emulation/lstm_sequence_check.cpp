@@ -16,7 +16,6 @@
 #include <string>
 #include <vector>
 
-#include "emulation/runtime.h"
 #include "lstm_sequence_call.h"
 #include "lstmvid/lstm_sequence_cuda.h"
 
@@ -126,110 +125,65 @@ Results run(Call& call) {
 }
 
 // The equations, operands rounded as the kernel's are.
-struct Reference {
-  const Call& call;
-  Results results;
-  double worst = 0;
-  std::string where;
-
-  explicit Reference(const Call& call) : call(call), results(call) {}
-
-  void compare(const char* name, double actual, double expected) {
-    const double error = std::abs(actual - expected);
-    if (!(error <= worst)) {  // a NaN counts
-      worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
-      where = name;
-    }
-  }
-
-  void check(const Results& actual) {
-    Call mutable_call = call;
-    Arguments& a = mutable_call.a;
-    const int64_t T = call.T, B = call.B, H = call.H;
-    const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
-    for (int64_t g = 0; g < call.G; ++g) {
-      const bool reverse = (a["reverse"] >> g & 1) != 0;
-      for (int64_t b = 0; b < B; ++b) {
-        const int64_t length = a["ragged"] != 0 ? call.lengths[b] : T;
-        std::vector<double> h(H), c(H);
+Worst check(Call& call, const Results& actual) {
+  Arguments& a = call.a;
+  Worst worst;
+  const int64_t T = call.T, B = call.B, H = call.H;
+  const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+  for (int64_t g = 0; g < call.G; ++g) {
+    const bool reverse = (a["reverse"] >> g & 1) != 0;
+    for (int64_t b = 0; b < B; ++b) {
+      const int64_t length = a["ragged"] != 0 ? call.lengths[b] : T;
+      std::vector<double> h(H), c(H);
+      for (int64_t u = 0; u < H; ++u) {
+        h[u] = call.h_0.get((g * B + b) * H + u);
+        c[u] = call.c_0[(g * B + b) * H + u];
+      }
+      for (int64_t step = 0; step < T; ++step) {
+        const int64_t t = reverse ? T - 1 - step : step, at = ((g * T + t) * B + b) * H;
+        std::vector<double> next = h;
         for (int64_t u = 0; u < H; ++u) {
-          h[u] = call.h_0.get((g * B + b) * H + u);
-          c[u] = call.c_0[(g * B + b) * H + u];
-        }
-        for (int64_t step = 0; step < T; ++step) {
-          const int64_t t = reverse ? T - 1 - step : step, at = ((g * T + t) * B + b) * H;
-          std::vector<double> next = h;
-          for (int64_t u = 0; u < H; ++u) {
-            double z[4];
-            for (int64_t k = 0; k < 4; ++k) {
-              z[k] = a["input"] != 0 ? call.projection.get(4 * at + k * H + u) : call.bias[g].get(k * H + u);
-              for (int64_t v = 0; v < H; ++v) z[k] += call.weight_hh[g].get((k * H + u) * H + v) * h[v];
-            }
-            if (t < length) {
-              const auto peephole = [&](int64_t k) { return call.peephole[g].get(k * H + u); };
-              const double i = sigmoid(z[0] + peephole(0) * c[u]), f = sigmoid(z[1] + peephole(1) * c[u]);
-              const double gate = std::tanh(z[2]);
-              c[u] = f * c[u] + i * gate;
-              const double o = sigmoid(z[3] + peephole(2) * c[u]);
-              next[u] = o * std::tanh(c[u]);
-              if (a["save"] != 0) {
-                const double expected[4] = {i, f, gate, o};
-                for (int64_t k = 0; k < 4; ++k) {
-                  compare("gates", actual.gates.get(4 * at + k * H + u), expected[k]);
-                }
+          double z[4];
+          for (int64_t k = 0; k < 4; ++k) {
+            z[k] = a["input"] != 0 ? call.projection.get(4 * at + k * H + u) : call.bias[g].get(k * H + u);
+            for (int64_t v = 0; v < H; ++v) z[k] += call.weight_hh[g].get((k * H + u) * H + v) * h[v];
+          }
+          if (t < length) {
+            const auto peephole = [&](int64_t k) { return call.peephole[g].get(k * H + u); };
+            const double i = sigmoid(z[0] + peephole(0) * c[u]), f = sigmoid(z[1] + peephole(1) * c[u]);
+            const double gate = std::tanh(z[2]);
+            c[u] = f * c[u] + i * gate;
+            const double o = sigmoid(z[3] + peephole(2) * c[u]);
+            next[u] = o * std::tanh(c[u]);
+            if (a["save"] != 0) {
+              const double expected[4] = {i, f, gate, o};
+              for (int64_t k = 0; k < 4; ++k) {
+                worst.compare("gates", actual.gates.get(4 * at + k * H + u), expected[k]);
               }
             }
-            compare("output", actual.output.get(at + u), t < length ? next[u] : 0.0);
-            if (a["save"] != 0) compare("cells", actual.cells[at + u], c[u]);
           }
-          Operands rounded(call.dtype, 1);
-          for (int64_t u = 0; u < H; ++u) {
-            rounded.set(0, next[u]);
-            h[u] = rounded.get(0);
-          }
+          worst.compare("output", actual.output.get(at + u), t < length ? next[u] : 0.0);
+          if (a["save"] != 0) worst.compare("cells", actual.cells[at + u], c[u]);
         }
+        Operands rounded(call.dtype, 1);
         for (int64_t u = 0; u < H; ++u) {
-          compare("h_n", actual.h_n.get((g * B + b) * H + u), h[u]);
-          compare("c_n", actual.c_n[(g * B + b) * H + u], c[u]);
+          rounded.set(0, next[u]);
+          h[u] = rounded.get(0);
         }
+      }
+      for (int64_t u = 0; u < H; ++u) {
+        worst.compare("h_n", actual.h_n.get((g * B + b) * H + u), h[u]);
+        worst.compare("c_n", actual.c_n[(g * B + b) * H + u], c[u]);
       }
     }
   }
-};
-
-int check(int count, char** words) {
-  Call call(parse(count, words));
-  Arguments& a = call.a;
-  emulation::set_seed(static_cast<uint64_t>(a["seed"]));
-  const Results actual = run(call);
-  Reference reference(call);
-  reference.check(actual);
-  const double bound = bound_of(a);
-  const emulation::Statistics s = emulation::statistics();
-  std::printf(
-      "error %.3g in %s, bound %.3g; %llu products, %llu of %llu matrix loads and %llu remote stores conflict\n",
-      reference.worst, reference.where.c_str(), bound, static_cast<unsigned long long>(s.products),
-      static_cast<unsigned long long>(s.matrix_load_conflicts), static_cast<unsigned long long>(s.matrix_loads),
-      static_cast<unsigned long long>(s.remote_store_conflicts));
-  if (!(reference.worst <= bound) || s.matrix_load_conflicts != 0) return 1;
-  for (int64_t i = 1; i <= a["repeat"]; ++i) {
-    emulation::set_seed(static_cast<uint64_t>(a["seed"] + 1000 * i));
-    if (!(run(call) == actual)) {
-      std::printf("not the same bits under schedule %lld\n", static_cast<long long>(i));
-      return 1;
-    }
-  }
-  return 0;
+  return worst;
 }
 
 }  // namespace
 }  // namespace lstmvid
 
 int main(int count, char** words) {
-  try {
-    return lstmvid::check(count, words);
-  } catch (const std::exception& error) {
-    std::printf("%s\n", error.what());
-    return 1;
-  }
+  using namespace lstmvid;
+  return run_check<Call>(count, words, &run, &check);
 }

@@ -15,25 +15,11 @@ import lstmvid
 from lstmvid import _native, backends
 from lstmvid.backends import plan as planner
 from lstmvid.backends.cuda import lstm_sequence as backend
-from lstmvid.testing import Case, check
+from lstmvid.testing import GPU_CASES, Case, check
 
-CASES = {
-    "plain": {},
-    "one of everything": {"steps": 1, "batch": 1, "input_size": 1, "hidden_size": 1},
-    "one step": {"steps": 1, "peephole": True, "num_layers": 2},
-    "no input": {"input_size": None, "num_layers": 2},
-    "no bias": {"bias": False, "hidden_size": 17},
-    "peepholes": {"peephole": True, "num_layers": 3, "hidden_size": 19},
+CASES = GPU_CASES | {
     "odd": {"batch": 33, "hidden_size": 117, "steps": 3, "peephole": True},
     "aligned": {"batch": 16, "hidden_size": 128, "input_size": 64},
-    "reverse": {"reverse": (True,), "num_layers": 2, "hidden_size": 40},
-    "two directions": {"groups": 2, "reverse": (False, True), "peephole": True, "hidden_size": 70},
-    "groups": {"groups": 3, "shared_input": False, "num_layers": 2, "hidden_size": 33},
-    "more groups than a launch takes": {"groups": 9, "hidden_size": 20},
-    "ragged": {"lengths": (5, 1, 3), "num_layers": 2, "peephole": True, "hidden_size": 50},
-    "ragged, reverse, with an empty one": {"lengths": (0, 4, 2), "reverse": (True,), "num_layers": 2},
-    "all cells": {"all_cells": True, "num_layers": 2, "peephole": True},
-    "all cells, ragged, reverse": {"all_cells": True, "lengths": (2, 5, 3), "reverse": (True,), "peephole": True},
 }
 # An H100 with a few multiprocessors, so that few threads have to be emulated.
 SMALL = planner.DEVICES["H100"]._replace(name="a small H100", multiprocessors=6, active_clusters=(6, 3, 1, 0))
