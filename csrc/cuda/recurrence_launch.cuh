@@ -98,8 +98,8 @@ void launch_recurrence(const typename Kernels::Parameters& parameters, void* str
   }
   const int64_t grid = static_cast<int64_t>(r.g.teams) * r.plan.clusters * r.plan.cluster;
   const Launch launch{grid, kRecurrenceThreads, r.plan.cluster, r.g.shared_bytes, true, stream};
+  check_launch(kernel, launch);  // before the preparations write anything
   if (r.first_step == 0) {
-    check_launch(kernel, launch);  // before the preparations write anything
     using Parameters = typename Kernels::Parameters;
     launch_kernel(&prepare_kernel<precision, Parameters>,
                   prepare_launch(2 * r.g.exchange_slot_bytes / r.g.element_bytes, stream), parameters);

@@ -36,7 +36,7 @@ void check_launch(void (*kernel)(Parameters), const Launch& launch) {
 
 template <class Parameters>
 void launch_kernel(void (*kernel)(Parameters), const Launch& launch, const Parameters& parameters) {
-  check_launch(kernel, launch);
+  check_launch(kernel, launch);  // as a driver would
   struct Call {
     void (*kernel)(Parameters);
     const Parameters* parameters;

@@ -49,7 +49,8 @@ inline void validate_launch(const Launch& launch, const LaunchLimits& limits) {
 //
 //   int64_t active_clusters(kernel, const Launch&)  how many of the launch's clusters are resident at once
 //   void check_launch(kernel, const Launch&)        throws what launching it would throw
-//   void launch_kernel(kernel, const Launch&, const Parameters&)
+//   void launch_kernel(kernel, const Launch&, const Parameters&)  what check_launch() has passed, or needs no check: no
+//                                                                 shared memory, no clusters, nobody waits for anybody
 //
 // of `void (*kernel)(Parameters)`. They throw std::invalid_argument or std::runtime_error. Emulated, a launch has ended when
 // launch_kernel returns.
@@ -147,7 +148,6 @@ void check_launch(void (*kernel)(Parameters), const Launch& launch) {
 
 template <class Parameters>
 void launch_kernel(void (*kernel)(Parameters), const Launch& launch, const Parameters& parameters) {
-  check_launch(kernel, launch);
   const LaunchConfig as(launch);
   void* arguments[] = {const_cast<Parameters*>(&parameters)};
   check_cuda(cudaLaunchKernelExC(&as.config, reinterpret_cast<const void*>(kernel), arguments), "cudaLaunchKernelEx");
