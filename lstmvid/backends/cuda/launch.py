@@ -93,7 +93,10 @@ def allows_tf32(dtype: torch.dtype) -> bool:
 
 @contextmanager
 def products_in_tf32(dtype: torch.dtype, allowed: bool) -> Iterator[None]:
-    """The library's float32 products as the recurrence's own, not by the setting for products."""
+    """The library's float32 products as the recurrence's own, not by the setting for products.
+
+    The newer setting, which a product reads; the older ones, which refuse a mixture, are as before when this ends.
+    """
     if dtype != torch.float32:
         yield
         return

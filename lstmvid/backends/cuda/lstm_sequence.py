@@ -79,6 +79,19 @@ def _workspace(direction: str, call: dict, steps: int, like: Tensor) -> tuple[Te
     return memory, (memory.data_ptr() + 255) // 256 * 256
 
 
+def _launch(direction: str, call: dict, first: int, end: int, workspace: int, target: Target) -> None:
+    """Run the steps [first, end) of a call."""
+    _native.lstm_sequence_cuda(
+        direction,
+        **call,
+        first_step=first,
+        end_step=end,
+        workspace=workspace,
+        device=target.ordinal,
+        stream=target.stream,
+    )
+
+
 class _Layer(NamedTuple):
     """One layer of the groups of one launch; states [g, B, H], sequences [g, T, B, ...]; g may be strided."""
 
@@ -137,15 +150,7 @@ def _run(layer: _Layer, lengths: Tensor | None, how: _How) -> None:
                 part = projection[group, : end - first]
                 linear_into(part, x[time : time + end - first], weights.weight_ih, weights.bias)
             call["projection"] = _native.grouped(projection, [time * batch * 4 * size for time in times])
-        _native.lstm_sequence_cuda(
-            "fwd",
-            **call,
-            first_step=first,
-            end_step=end,
-            workspace=workspace,
-            device=how.target.ordinal,
-            stream=how.target.stream,
-        )
+        _launch("fwd", call, first, end, workspace, how.target)
 
 
 def forward(
@@ -217,15 +222,7 @@ def _run_backward(
         given = {name: None if tensor is None else tensor[part] for name, tensor in tensors.items()}
         call = _arguments((steps, batch, width // 4), weights[part], reverse[part], lengths, how, **given)
         _memory, workspace = _workspace("bwd", call, steps + 1, tensors["grad_gates"])
-        _native.lstm_sequence_cuda(
-            "bwd",
-            **call,
-            first_step=0,
-            end_step=steps + 1,
-            workspace=workspace,
-            device=how.target.ordinal,
-            stream=how.target.stream,
-        )
+        _launch("bwd", call, 0, steps + 1, workspace, how.target)
 
 
 def backward(

@@ -319,3 +319,20 @@ def test_run_of_testing_still_refuses_without_a_device():
         pytest.skip("there is a GPU here")
     with pytest.raises(Exception, match="can't run this call"):
         run(Case(), "cuda", backward=False)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("before", [None, True, False])
+def test_the_setting_for_products_is_as_before(before, allowed):
+    """Newer and older settings alike; the older ones refuse to be read where the two don't agree."""
+    matmul, precision = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    try:
+        if before is not None:
+            matmul.allow_tf32 = before
+        settings = (matmul.fp32_precision, matmul.allow_tf32, torch.get_float32_matmul_precision())
+        with launch.products_in_tf32(torch.float32, allowed):
+            assert matmul.fp32_precision == ("tf32" if allowed else "ieee")
+        assert (matmul.fp32_precision, matmul.allow_tf32, torch.get_float32_matmul_precision()) == settings
+    finally:
+        matmul.allow_tf32 = False
+        matmul.fp32_precision = precision
