@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
 
 from lstmvid import backends
 from lstmvid.backends import plan as planner
-from lstmvid.backends.cuda import lstm_sequence as backend
+from lstmvid.backends.cuda import recurrence as backend
 from lstmvid.ops import LayerWeights, lstm_sequence
 
 STEPS = (100, 400)

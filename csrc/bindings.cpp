@@ -112,24 +112,20 @@ void define_cpu(py::module_& module) {
 #endif  // !LSTMVID_EMULATED
 
 #if LSTMVID_WITH_CUDA || LSTMVID_EMULATED
+// A pointer of each group; 0 is null.
 template <class T>
-lstmvid::Grouped<T> grouped(const py::dict& arguments, const std::string& name) {
-  return {pointer<T>(arguments, name.c_str()), arguments[(name + "_stride").c_str()].cast<int64_t>()};
-}
-
-// A pointer of each group.
-void take_pointers(const void* (&pointers)[lstmvid::kMaxGroups], const py::dict& arguments, const char* name) {
+void take_pointers(T* (&pointers)[lstmvid::kMaxGroups], const py::dict& arguments, const char* name) {
   const auto given = arguments[name].cast<std::vector<uintptr_t>>();
   if (given.size() != arguments["groups"].cast<size_t>() || given.size() > lstmvid::kMaxGroups) {
     throw std::invalid_argument(std::string(name) + ": one for each of at most " + std::to_string(lstmvid::kMaxGroups) +
                                 " groups, got " + std::to_string(given.size()));
   }
-  for (size_t group = 0; group < given.size(); ++group) pointers[group] = reinterpret_cast<const void*>(given[group]);
+  for (size_t group = 0; group < given.size(); ++group) pointers[group] = reinterpret_cast<T*>(given[group]);
 }
 
-// What both directions of the recurrence on a GPU have in common.
+// What every call for a GPU has.
 template <class Parameters>
-Parameters cuda_common(const py::dict& arguments) {
+Parameters cuda_call(const py::dict& arguments) {
   Parameters p{};
   p.steps = arguments["steps"].cast<int64_t>();
   p.batch = arguments["batch"].cast<int64_t>();
@@ -138,13 +134,20 @@ Parameters cuda_common(const py::dict& arguments) {
   p.end_step = arguments["end_step"].cast<int64_t>();
   p.groups = arguments["groups"].cast<int>();
   p.dtype = static_cast<lstmvid::DType>(arguments["dtype"].cast<int>());
-  p.allow_tf32 = arguments["allow_tf32"].cast<bool>();
   p.reverse = arguments["reverse"].cast<uint32_t>();
-  p.max_polls = arguments["max_polls"].cast<uint64_t>();
-  take_pointers(p.weight_hh, arguments, "weight_hh");
   take_pointers(p.peephole, arguments, "peephole");
   p.lengths = pointer<const int64_t>(arguments, "lengths");
-  p.c_0 = grouped<const float>(arguments, "c_0");
+  take_pointers(p.c_0, arguments, "c_0");
+  return p;
+}
+
+// What both directions of the recurrence on a GPU have in common.
+template <class Parameters>
+Parameters cuda_common(const py::dict& arguments) {
+  auto p = cuda_call<Parameters>(arguments);
+  p.allow_tf32 = arguments["allow_tf32"].cast<bool>();
+  p.max_polls = arguments["max_polls"].cast<uint64_t>();
+  take_pointers(p.weight_hh, arguments, "weight_hh");
   p.workspace = pointer<void>(arguments, "workspace");
   return p;
 }
@@ -152,27 +155,34 @@ Parameters cuda_common(const py::dict& arguments) {
 lstmvid::LstmSequenceFwdCuda cuda_forward_parameters(const py::dict& arguments) {
   auto p = cuda_common<lstmvid::LstmSequenceFwdCuda>(arguments);
   take_pointers(p.bias, arguments, "bias");
-  p.projection = grouped<const void>(arguments, "projection");
-  p.h_0 = grouped<const void>(arguments, "h_0");
-  p.output = grouped<void>(arguments, "output");
-  p.h_n = grouped<void>(arguments, "h_n");
-  p.c_n = grouped<float>(arguments, "c_n");
-  p.cells = grouped<float>(arguments, "cells");
-  p.gates = grouped<void>(arguments, "gates");
+  take_pointers(p.projection, arguments, "projection");
+  take_pointers(p.h_0, arguments, "h_0");
+  take_pointers(p.output, arguments, "output");
+  take_pointers(p.h_n, arguments, "h_n");
+  take_pointers(p.c_n, arguments, "c_n");
+  take_pointers(p.cells, arguments, "cells");
+  take_pointers(p.gates, arguments, "gates");
   return p;
 }
 
 lstmvid::LstmSequenceBwdCuda cuda_backward_parameters(const py::dict& arguments) {
   auto p = cuda_common<lstmvid::LstmSequenceBwdCuda>(arguments);
-  p.cells = grouped<const float>(arguments, "cells");
-  p.gates = grouped<const void>(arguments, "gates");
-  p.grad_output = grouped<const void>(arguments, "grad_output");
-  p.grad_h_n = grouped<const void>(arguments, "grad_h_n");
-  p.grad_c_n = grouped<const float>(arguments, "grad_c_n");
-  p.grad_cells = grouped<const float>(arguments, "grad_cells");
-  p.grad_gates = grouped<void>(arguments, "grad_gates");
-  p.grad_h_0 = grouped<void>(arguments, "grad_h_0");
-  p.grad_c_0 = grouped<float>(arguments, "grad_c_0");
+  take_pointers(p.cells, arguments, "cells");
+  take_pointers(p.gates, arguments, "gates");
+  take_pointers(p.grad_output, arguments, "grad_output");
+  take_pointers(p.grad_h_n, arguments, "grad_h_n");
+  take_pointers(p.grad_c_n, arguments, "grad_c_n");
+  take_pointers(p.grad_cells, arguments, "grad_cells");
+  take_pointers(p.grad_gates, arguments, "grad_gates");
+  take_pointers(p.grad_h_0, arguments, "grad_h_0");
+  take_pointers(p.grad_c_0, arguments, "grad_c_0");
+  return p;
+}
+
+lstmvid::LstmGatesCuda cuda_gates_parameters(const py::dict& arguments) {
+  auto p = cuda_call<lstmvid::LstmGatesCuda>(arguments);
+  take_pointers(p.cells, arguments, "cells");
+  take_pointers(p.gates, arguments, "gates");
   return p;
 }
 
@@ -216,12 +226,12 @@ class CurrentDevice {
 #endif
 };
 
-template <class Parameters>
-void run_on_device(void (*kernel)(const Parameters&, const lstmvid::LstmSequencePlan&, void*), const Parameters& p,
-                   const lstmvid::LstmSequencePlan& chosen, int device, uintptr_t stream) {
+// launch(stream), with the GIL released.
+template <class Launch>
+void run_on_device(int device, uintptr_t stream, const Launch& launch) {
   const py::gil_scoped_release release;
   const CurrentDevice current(device);
-  kernel(p, chosen, reinterpret_cast<void*>(stream));
+  launch(reinterpret_cast<void*>(stream));
 }
 
 void define_cuda(py::module_& module) {
@@ -244,15 +254,24 @@ void define_cuda(py::module_& module) {
   module.def(
       "lstm_sequence_fwd_cuda",
       [](int device, uintptr_t stream, const py::kwargs& arguments) {
-        run_on_device(&lstmvid::lstm_sequence_fwd_cuda, cuda_forward_parameters(arguments), plan(arguments), device,
-                      stream);
+        run_on_device(device, stream, [p = cuda_forward_parameters(arguments), chosen = plan(arguments)](void* on) {
+          lstmvid::lstm_sequence_fwd_cuda(p, chosen, on);
+        });
       },
       py::arg("device"), py::arg("stream"));
   module.def(
       "lstm_sequence_bwd_cuda",
       [](int device, uintptr_t stream, const py::kwargs& arguments) {
-        run_on_device(&lstmvid::lstm_sequence_bwd_cuda, cuda_backward_parameters(arguments), plan(arguments), device,
-                      stream);
+        run_on_device(device, stream, [p = cuda_backward_parameters(arguments), chosen = plan(arguments)](void* on) {
+          lstmvid::lstm_sequence_bwd_cuda(p, chosen, on);
+        });
+      },
+      py::arg("device"), py::arg("stream"));
+  module.def(
+      "lstm_gates_cuda",
+      [](int device, uintptr_t stream, const py::kwargs& arguments) {
+        run_on_device(device, stream,
+                      [p = cuda_gates_parameters(arguments)](void* on) { lstmvid::lstm_gates_cuda(p, on); });
       },
       py::arg("device"), py::arg("stream"));
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,36 +63,24 @@ def lstm_sequence_cpu(direction: str, **named) -> None:
     getattr(_C, f"lstm_sequence_{direction}_cpu")(**arguments)
 
 
-class Grouped(NamedTuple):
-    """A tensor of each group: the first one's address, and the elements from group to group."""
-
-    address: int
-    stride: int
-
-
-def grouped(tensor: Tensor | None, skipped: Sequence[int] = (0,)) -> Grouped:
-    """A tensor [G, ...] as the CUDA kernels take it, or none.
+def group_addresses(tensor: Tensor | None, groups: int, skipped: Sequence[int] | None = None) -> list[int]:
+    """Where each group's part of a tensor [G, ...] begins, each part contiguous; zeros for none.
 
     Where it holds only a part of what the kernel counts in, `skipped[g]` elements of group g are missing before it.
     """
     if tensor is None:
-        return Grouped(0, 0)
-    starts = [group * tensor.stride(0) - before for group, before in enumerate(skipped)]
-    stride = starts[1] - starts[0] if len(starts) > 1 else tensor.stride(0)
-    if any(start != starts[0] + group * stride for group, start in enumerate(starts)):
-        raise ValueError(f"groups that miss {list(skipped)} elements don't lie at even distances")
-    return Grouped(tensor.data_ptr() + starts[0] * tensor.element_size(), stride)
+        return [0] * groups
+    skipped = skipped or [0] * groups
+    start, stride, size = tensor.data_ptr(), tensor.stride(0), tensor.element_size()
+    return [start + size * (group * stride - before) for group, before in enumerate(skipped)]
 
 
 def _cuda_arguments(named: dict) -> dict:
-    """As `_arguments`; of a list each item, of a `Grouped` its two numbers."""
-    arguments = {}
-    for name, value in named.items():
-        if isinstance(value, Grouped):
-            arguments[name], arguments[f"{name}_stride"] = value
-        else:
-            arguments[name] = [_convert(item) for item in value] if isinstance(value, list) else _convert(value)
-    return arguments
+    """As `_arguments`; of a list each item."""
+    return {
+        name: [_convert(item) for item in value] if isinstance(value, list) else _convert(value)
+        for name, value in named.items()
+    }
 
 
 def lstm_sequence_cuda_workspace(direction: str, **named) -> int:
@@ -110,11 +97,18 @@ def lstm_sequence_cuda(direction: str, *, device: int, stream: int, **named) -> 
     """One layer's recurrence in every group, `"fwd"` or `"bwd"`; arguments, plan included, as in
     csrc/include/lstmvid/lstm_sequence_cuda.h.
 
-    `weight_hh`, `bias` and `peephole` are lists, one item for each group. Dtypes, shapes and the workspace's alignment
-    are the caller's promise.
+    What each group has of its own are lists, one item for each. Dtypes, shapes and the workspace's alignment are the
+    caller's promise.
     """
     run = getattr(_C, f"lstm_sequence_{direction}_cuda")
     run(device=device, stream=stream, **_cuda_arguments(named))
+
+
+def lstm_gates_cuda(*, device: int, stream: int, **named) -> None:
+    """Gates and cells of some steps of one layer again, in every group; arguments as in
+    csrc/include/lstmvid/lstm_sequence_cuda.h.
+    """
+    _C.lstm_gates_cuda(device=device, stream=stream, **_cuda_arguments(named))
 
 
 def cuda_device_count() -> tuple[int, str]:

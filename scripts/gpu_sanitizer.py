@@ -12,7 +12,7 @@ from itertools import zip_longest
 
 import torch
 
-from lstmvid.backends.cuda import lstm_sequence as backend
+from lstmvid.backends.cuda import recurrence as backend
 from lstmvid.backends.plan import REGISTER_ARCH, REGISTER_ROUNDS, Plan, geometry, plan
 from lstmvid.testing import Case, check
 
@@ -20,6 +20,7 @@ CASES = [
     Case(steps=4, batch=3, hidden_size=20, peephole=True),
     Case(steps=4, batch=11, hidden_size=70, groups=2, reverse=(False, True), lengths=(4, 0, 3, 1, 2, 4, 4, 1, 1, 2, 3)),
     Case(steps=3, batch=9, hidden_size=203, input_size=None, all_cells=True),
+    Case(steps=5, batch=9, hidden_size=33, peephole=True, groups=2, reverse=(False, True), recompute="gates", chunk=2),
 ]
 
 
@@ -37,7 +38,8 @@ def plans(case: Case, arch: int, *, backward: bool) -> list[Plan]:
         if in_registers and (element_bytes == 4 or g.passes > 1 or g.rounds < in_registers):
             continue
         resident = min((g.rounds - in_registers) // 2, 2)
-        found.append(Plan(*names.values(), in_registers, resident, 1, 2, 2, cluster != 2, case.groups))
+        cells_in_shared = cluster != 2 and case.recompute == "none"  # backward in parts its state must lie outside
+        found.append(Plan(*names.values(), in_registers, resident, 1, 2, 2, cells_in_shared, case.groups))
     return found
 
 

@@ -71,13 +71,11 @@ LSTMVID_DEVICE void feed_saved(const BwdParameters& parameters, const Place& pla
   const LstmSequenceBwdCuda& p = parameters.p;
   const BwdInputs at(r);
   const int64_t H = p.hidden, group = place.group;
-  const auto* gates = static_cast<const Operand*>(p.gates.data) + group * p.gates.stride;
-  const auto* grad_output = static_cast<const Operand*>(p.grad_output.data);
-  if (grad_output != nullptr) grad_output += group * p.grad_output.stride;
-  const float* cells = p.cells.data + group * p.cells.stride;
-  const float* c_0 = p.c_0.data + group * p.c_0.stride;
-  const float* grad_cells = p.grad_cells.data;
-  if (grad_cells != nullptr) grad_cells += group * p.grad_cells.stride;
+  const auto* gates = static_cast<const Operand*>(p.gates[group]);
+  const auto* grad_output = static_cast<const Operand*>(p.grad_output[group]);
+  const float* cells = p.cells[group];
+  const float* c_0 = p.c_0[group];
+  const float* grad_cells = p.grad_cells[group];
   const bool is_async = are_pieces(H) && is_aligned(gates) && is_aligned(grad_output) && is_aligned(cells) &&
                         is_aligned(c_0) && is_aligned(grad_cells);
   for (Item item(r, place); !item.done(); item.advance()) {
@@ -209,15 +207,16 @@ struct BwdCells {
     const LstmSequenceBwdCuda& p = parameters.p;
     const BwdInputs at(r);
     const int64_t time = time_of(r, sums.place, parameters.forward_step(item.step));
+    const int group = sums.place.group;
     add_products(own, n);
     for_each(item, own, n, [&](const Cell& cell) {
       const uint8_t* inputs = sums.memory.inputs.here() + cell.row_in_tile * r.g.input_row_bytes;
       float grad_h = *cell.grad_h + *cell.product, grad_c = *cell.grad_c;
-      if (p.grad_cells.data != nullptr)
+      if (p.grad_cells[group] != nullptr)
         grad_c += reinterpret_cast<const float*>(inputs + at.grad_cell)[cell.unit_in_own];
       Operand dz[4];
       if (time < cell.steps) {
-        if (p.grad_output.data != nullptr) {
+        if (p.grad_output[group] != nullptr) {
           grad_h += to_float(reinterpret_cast<const Operand*>(inputs + at.grad_output)[cell.unit_in_own]);
         }
         const CellGradient<float> of = gradient(at, cell, grad_h, grad_c);
@@ -241,7 +240,7 @@ struct BwdCells {
     const Recurrence& r = parameters.r;
     const LstmSequenceBwdCuda& p = parameters.p;
     const int64_t time = time_of(r, sums.place, parameters.forward_step(item.step));
-    auto* grad_gates = static_cast<Operand*>(p.grad_gates.data) + sums.place.group * p.grad_gates.stride;
+    auto* grad_gates = static_cast<Operand*>(p.grad_gates[sums.place.group]);
     for_each(item, own, n, [&](const Cell& cell) {
       Operand dz[4];
       load_four(dz, exchanged(item, cell));
@@ -254,12 +253,12 @@ struct BwdCells {
   // Behind the first step: the gradients of the initial states.
   LSTMVID_DEVICE void store_initial(const Item& item, int own, int n) const {
     const LstmSequenceBwdCuda& p = parameters.p;
+    const int group = sums.place.group;
     add_products(own, n);
     for_each(item, own, n, [&](const Cell& cell) {
       const int64_t at = cell.row * p.hidden + cell.unit;
-      static_cast<Operand*>(p.grad_h_0.data)[sums.place.group * p.grad_h_0.stride + at] =
-          from_float<Operand>(*cell.grad_h + *cell.product);
-      p.grad_c_0.data[sums.place.group * p.grad_c_0.stride + at] = *cell.grad_c;
+      static_cast<Operand*>(p.grad_h_0[group])[at] = from_float<Operand>(*cell.grad_h + *cell.product);
+      p.grad_c_0[group][at] = *cell.grad_c;
     });
   }
 
@@ -281,12 +280,13 @@ struct BwdCells {
   LSTMVID_DEVICE void begin() const {
     const LstmSequenceBwdCuda& p = parameters.p;
     if (p.first_step != 0) return;
-    const auto* grad_h_n = static_cast<const Operand*>(p.grad_h_n.data);
+    const int group = sums.place.group;
+    const auto* grad_h_n = static_cast<const Operand*>(p.grad_h_n[group]);
     sums.for_all_cells([&](const Item& item, int own, int n) {
       for_each(item, own, n, [&](const Cell& cell) {
-        const int64_t at = cell.row * p.hidden + cell.unit, group = sums.place.group;
-        *cell.grad_h = grad_h_n != nullptr ? to_float(grad_h_n[group * p.grad_h_n.stride + at]) : 0.0f;
-        *cell.grad_c = p.grad_c_n.data != nullptr ? p.grad_c_n.data[group * p.grad_c_n.stride + at] : 0.0f;
+        const int64_t at = cell.row * p.hidden + cell.unit;
+        *cell.grad_h = grad_h_n != nullptr ? to_float(grad_h_n[at]) : 0.0f;
+        *cell.grad_c = p.grad_c_n[group] != nullptr ? p.grad_c_n[group][at] : 0.0f;
       });
     });
   }

@@ -44,7 +44,7 @@ struct FwdParameters {
 
   template <class Operand>
   LSTMVID_DEVICE const Operand* first_operand(int64_t group, int64_t row, int64_t k) const {
-    return static_cast<const Operand*>(p.h_0.data) + group * p.h_0.stride + row * p.hidden + k;
+    return static_cast<const Operand*>(p.h_0[group]) + row * p.hidden + k;
   }
 };
 
@@ -52,8 +52,8 @@ struct FwdParameters {
 template <class Operand>
 LSTMVID_DEVICE void feed_projections(const FwdParameters& parameters, const Place& place, Ring ring) {
   const auto& [r, p] = parameters;
-  if (p.projection.data == nullptr) return;
-  const auto* projection = static_cast<const Operand*>(p.projection.data) + place.group * p.projection.stride;
+  const auto* projection = static_cast<const Operand*>(p.projection[place.group]);
+  if (projection == nullptr) return;
   const bool is_async = are_pieces(p.hidden) && is_aligned(projection);
   for (Item item(r, place); !item.done(); item.advance()) {
     const OwnUnits units(r, place, item);
@@ -118,13 +118,14 @@ struct FwdCells {
     const float* k = pair.constants;
     Gates<float> z[2] = {{z_if.x, z_if.z, z_go.x, z_go.z}, {z_if.y, z_if.w, z_go.y, z_go.w}};
     const int64_t time = time_of(r, sums.place, item.step);
+    const int group = sums.place.group;
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
       const int32_t steps = length(item, pair, b);
       if (steps < 0) continue;
       const int row = pair.row_in_tile + b;
       Gates<float> add{k[0], k[1], k[2], k[3]};
-      if (p.projection.data != nullptr) {
+      if (p.projection[group] != nullptr) {
         const auto* x =
             reinterpret_cast<const Operand*>(sums.memory.inputs.here() + row * r.g.input_row_bytes) + pair.unit_in_own;
         const int gate = r.g.own * kFwdUnitBlock;
@@ -155,7 +156,8 @@ struct FwdCells {
     const Gates<float> gates[2] = {{gates_if.x, gates_if.z, gates_go.x, gates_go.z},
                                    {gates_if.y, gates_if.w, gates_go.y, gates_go.w}};
     const int64_t time = time_of(r, sums.place, item.step);
-    const bool is_reverse = (r.reverse >> sums.place.group & 1) != 0;
+    const int group = sums.place.group;
+    const bool is_reverse = (r.reverse >> group & 1) != 0;
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
       const int32_t steps = length(item, pair, b);
@@ -164,14 +166,13 @@ struct FwdCells {
       const bool is_running = time < steps;
       const Operand h = from_float<Operand>(is_running ? gates[b].o * DeviceMath::tanh(c) : 0.0f);
       const int64_t row = pair.row + b, at_row = (time * r.batch + row) * p.hidden + pair.unit;
-      static_cast<Operand*>(p.output.data)[sums.place.group * p.output.stride + at_row] = h;
+      static_cast<Operand*>(p.output[group])[at_row] = h;
       if (is_running && time == (is_reverse ? 0 : steps - 1)) {
-        static_cast<Operand*>(p.h_n.data)[sums.place.group * p.h_n.stride + row * p.hidden + pair.unit] = h;
+        static_cast<Operand*>(p.h_n[group])[row * p.hidden + pair.unit] = h;
       }
-      if (p.cells.data != nullptr) p.cells.data[sums.place.group * p.cells.stride + at_row] = c;
-      if (p.gates.data != nullptr) {
-        auto* to = static_cast<Operand*>(p.gates.data) + sums.place.group * p.gates.stride +
-                   (time * r.batch + row) * 4 * p.hidden + pair.unit;
+      if (p.cells[group] != nullptr) p.cells[group][at_row] = c;
+      if (p.gates[group] != nullptr) {
+        auto* to = static_cast<Operand*>(p.gates[group]) + (time * r.batch + row) * 4 * p.hidden + pair.unit;
         to[0] = from_float<Operand>(gates[b].i);
         to[p.hidden] = from_float<Operand>(gates[b].f);
         to[2 * p.hidden] = from_float<Operand>(gates[b].g);
@@ -182,7 +183,7 @@ struct FwdCells {
 
   LSTMVID_DEVICE void finalise(const Item& item) {
     const auto& [r, p] = parameters;
-    const bool has_input = p.projection.data != nullptr;
+    const bool has_input = p.projection[sums.place.group] != nullptr;
     sums.wait_partials();
     if (has_input) sums.memory.inputs.wait_full(r.max_polls);
     sums.for_cells(item, [&](int own, int n) { compute(item, own, n); });
@@ -206,12 +207,12 @@ struct FwdCells {
   LSTMVID_DEVICE void begin() const {
     const LstmSequenceFwdCuda& p = parameters.p;
     const int group = sums.place.group;
-    const float* before = p.first_step == 0 ? p.c_0.data + group * p.c_0.stride : p.c_n.data + group * p.c_n.stride;
+    const float* before = p.first_step == 0 ? p.c_0[group] : p.c_n[group];
     for_all([&](float& c, int64_t at) { c = before[at]; });
   }
 
   LSTMVID_DEVICE void end() const {
-    float* after = parameters.p.c_n.data + sums.place.group * parameters.p.c_n.stride;
+    float* after = parameters.p.c_n[sums.place.group];
     for_all([&](float& c, int64_t at) { after[at] = c; });
   }
 };
@@ -231,8 +232,8 @@ __global__ void __launch_bounds__(kPrepareThreads)
   for (int64_t at = block_idx() * kPrepareThreads + thread_idx(); at < p.groups * size; at += stride) {
     const int64_t group = at / size, in_group = at % size;
     if (p.lengths[in_group / p.hidden] > 0) continue;
-    static_cast<Element<precision>*>(p.h_n.data)[group * p.h_n.stride + in_group] =
-        static_cast<const Element<precision>*>(p.h_0.data)[group * p.h_0.stride + in_group];
+    static_cast<Element<precision>*>(p.h_n[group])[in_group] =
+        static_cast<const Element<precision>*>(p.h_0[group])[in_group];
   }
 }
 

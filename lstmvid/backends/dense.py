@@ -38,6 +38,11 @@ def linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = No
         torch.addmm(bias, flat, columns, out=target)
 
 
+def add_linear(out: Tensor, x: Tensor, weight: Tensor) -> None:
+    """`out [..., N] += x [..., K] @ weight [N, K]^T`; `out` contiguous."""
+    out.view(-1, out.size(-1)).addmm_(x.flatten(0, -2), weight.t())
+
+
 def input_gradient(grad_gates: Tensor, weight_ih: Tensor) -> Tensor:
     """`dx [T, B, D]` of a projection, from `grad_gates [T, B, 4H]`."""
     return linear(grad_gates, weight_ih.t().contiguous())

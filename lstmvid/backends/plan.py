@@ -266,7 +266,14 @@ def _rings(division: dict, g: Geometry) -> set[tuple[int, int]]:
 
 
 def _holdings(
-    division: dict, g: Geometry, hidden: int, batch: int, element_bytes: int, backward: bool, limits: DeviceLimits
+    division: dict,
+    g: Geometry,
+    hidden: int,
+    batch: int,
+    element_bytes: int,
+    backward: bool,
+    in_parts: bool,
+    limits: DeviceLimits,
 ) -> Iterator[Plan]:
     """Plans of a division that fit: as many of the weights as possible stay in registers and shared memory."""
     round_bytes = division["unit_blocks"] * g.k_warps * _FRAGMENT
@@ -275,7 +282,7 @@ def _holdings(
     for in_registers in (REGISTER_ROUNDS, 0) if has_registers else (0,):
         rounds = g.rounds - in_registers
         for stage_rounds, stages in sorted(_rings(division, g)):
-            for cells_in_shared in (True, False):
+            for cells_in_shared in (False,) if in_parts else (True, False):
                 rest = (stage_rounds, stages, 0, cells_in_shared)
                 bare = Plan(*division.values(), in_registers, 0, *rest)
                 left = limits.shared_bytes - shared_bytes(bare, hidden, batch, element_bytes, backward=backward)
@@ -351,8 +358,11 @@ def plan(
     groups: int = 1,
     tf32: bool = True,
     backward: bool = False,
+    in_parts: bool = False,
 ) -> Plan:
     """The fastest launch, by prediction, for `groups` recurrences of `hidden` units over `batch` sequences.
+
+    `in_parts`: for several launches that carry on in time what stays in shared memory otherwise.
 
     Raises:
         ValueError: the kernel can't run this there; the message says why.
@@ -376,7 +386,7 @@ def plan(
             ideal = Plan(*division.values(), g.rounds, 0, g.rounds, 8, 0, True, side_by_side)
             if best is not None and number * predict(ideal, g)[0] >= 0.98 * best.microseconds:
                 continue
-            for candidate in _holdings(division, g, hidden, batch, element_bytes, backward, limits):
+            for candidate in _holdings(division, g, hidden, batch, element_bytes, backward, in_parts, limits):
                 candidate = replace(candidate, groups=side_by_side)
                 step, bound = predict(candidate, g)
                 # A difference below what the prediction can know doesn't count: the earlier, simpler plan stays.

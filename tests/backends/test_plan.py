@@ -225,9 +225,9 @@ def test_the_kernel_takes_the_plan_and_as_much_shared_memory(backward, hidden, b
         "groups": chosen.groups,
     }
     call |= {"dtype": dtype, "allow_tf32": False, "reverse": 0, "max_polls": 0, "lengths": 0, "workspace": 0}
-    call |= {name: _native.grouped(None) for name in ("projection", "h_0", "c_0", "output", "h_n", "c_n")}
-    call |= {name: _native.grouped(None) for name in ("cells", "gates", "grad_output", "grad_h_n", "grad_c_n")}
-    call |= {name: _native.grouped(None) for name in ("grad_cells", "grad_gates", "grad_h_0", "grad_c_0")}
+    call |= {name: [0] * chosen.groups for name in ("projection", "h_0", "c_0", "output", "h_n", "c_n")}
+    call |= {name: [0] * chosen.groups for name in ("cells", "gates", "grad_output", "grad_h_n", "grad_c_n")}
+    call |= {name: [0] * chosen.groups for name in ("grad_cells", "grad_gates", "grad_h_0", "grad_c_0")}
     call |= {name: [0] * chosen.groups for name in ("weight_hh", "bias", "peephole")}
     call |= chosen.kernel_arguments()
     direction, element_bytes = "bwd" if backward else "fwd", ELEMENT_BYTES[dtype]

@@ -61,7 +61,6 @@ def device_90(monkeypatch):
     [
         (Request("cpu", torch.float32), "the tensors are on cpu"),
         (Request("cuda", torch.float64), "float64"),
-        (Request("cuda", torch.float32, needs_grad=True, recompute="gates"), "can't recompute gates"),
         (Request("cuda", torch.float32, proj_size=3), "proj_size"),
     ],
 )
@@ -74,7 +73,7 @@ def test_reasons_of_cuda(request_, reason, device_90):
 def test_cuda_by_name(dtype, device_90):
     request = Request("cuda", dtype, peephole=True, lengths=True, all_cells=True, recompute="gates", groups=3)
     assert resolve("cuda", request) == "cuda"
-    for recompute in ("none", "auto"):
+    for recompute in ("none", "gates", "auto"):
         assert resolve("cuda", request._replace(needs_grad=True, recompute=recompute)) == "cuda"
 
 
@@ -86,7 +85,7 @@ def test_auto_takes_cuda_on_proven_architectures_only(device_90, monkeypatch):
     monkeypatch.setattr(backends, "_PROVEN_ARCHITECTURES", (80, 90))
     assert resolve("auto", request) == "cuda"
     assert resolve("auto", request._replace(needs_grad=True)) == "cuda"
-    assert resolve("auto", request._replace(needs_grad=True, recompute="gates")) == "reference"
+    assert resolve("auto", request._replace(needs_grad=True, recompute="gates")) == "cuda"
 
 
 def test_cuda_on_a_gpu_it_cannot_serve(monkeypatch):

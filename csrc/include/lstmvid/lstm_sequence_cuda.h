@@ -1,8 +1,8 @@
 // One LSTM layer's recurrence on an NVIDIA GPU, for G groups at once: what crosses from Python to the kernels.
 //
 // T steps, B sequences, H hidden units, G groups (independent recurrences of equal size, side by side on the chip).
-// "operand" is the tensors' dtype: bfloat16, float16 or float32. Tensors are contiguous but for the stride, in elements,
-// from one group to the next. Nothing here owns memory; kernels never allocate and never synchronise.
+// "operand" is the tensors' dtype: bfloat16, float16 or float32. Each group has tensors of its own, contiguous. Nothing here
+// owns memory; kernels never allocate and never synchronise.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +12,6 @@
 namespace lstmvid {
 
 constexpr int kMaxGroups = 8;
-
-template <class T>
-struct Grouped {
-  T* data;
-  int64_t stride;  // elements from group to group
-};
 
 // How a launch divides the work; backends/plan.py makes it. K: the hidden units forward, the four gates' gradients of each
 // backward. A "pair" is 64 bytes of K: two matrix instructions' worth. A "round" is one pair for each warp along K, a "pass"
@@ -41,22 +35,22 @@ struct LstmSequenceFwdCuda {
   int64_t first_step, end_step;  // run [first, end) of the steps; from the second chunk on, the workspace has the state
   int groups;
   DType dtype;
-  bool allow_tf32;                    // float32: round operands to tf32
-  uint32_t reverse;                   // bit g: group g runs backwards in time, each sequence from its own last step
-  uint64_t max_polls;                 // of a wait before the kernel gives up with a trap; 0: without end
-  const void* weight_hh[kMaxGroups];  // of each group [4H, H] operand
-  const void* bias[kMaxGroups];       // of each group [4H]    operand: added where there is no projection; or null
-  const void* peephole[kMaxGroups];   // of each group [3H]    operand, order i f o; all or none, null
-  Grouped<const void> projection;     // [T, B, 4H] operand: W_ih x_t + b, or null without input
-  Grouped<const void> h_0;            // [B, H]     operand
-  Grouped<const float> c_0;           // [B, H]
-  const int64_t* lengths;             // [B] or null: every sequence has T steps
-  Grouped<void> output;               // [T, B, H]  operand; zeros in padding
-  Grouped<void> h_n;                  // [B, H]     operand
-  Grouped<float> c_n;                 // [B, H]
-  Grouped<float> cells;               // [T, B, H]  or null
-  Grouped<void> gates;  // [T, B, 4H] operand: activated gates, or null; may be the projection's own memory
-  void* workspace;      // lstm_sequence_fwd_cuda_workspace() bytes, aligned to 256
+  bool allow_tf32;                     // float32: round operands to tf32
+  uint32_t reverse;                    // bit g: group g runs backwards in time, each sequence from its own last step
+  uint64_t max_polls;                  // of a wait before the kernel gives up with a trap; 0: without end
+  const void* weight_hh[kMaxGroups];   // of each group [4H, H] operand
+  const void* bias[kMaxGroups];        // of each group [4H]    operand: added where there is no projection; or null
+  const void* peephole[kMaxGroups];    // of each group [3H]    operand, order i f o; all or none, null
+  const void* projection[kMaxGroups];  // [T, B, 4H] operand: W_ih x_t + b, or null without input
+  const void* h_0[kMaxGroups];         // [B, H]     operand
+  const float* c_0[kMaxGroups];        // [B, H]
+  const int64_t* lengths;              // [B] or null: every sequence has T steps
+  void* output[kMaxGroups];            // [T, B, H]  operand; zeros in padding
+  void* h_n[kMaxGroups];               // [B, H]     operand
+  float* c_n[kMaxGroups];              // [B, H]
+  float* cells[kMaxGroups];            // [T, B, H]  or null
+  void* gates[kMaxGroups];  // [T, B, 4H] operand: activated gates, or null; may be the projection's own memory
+  void* workspace;          // lstm_sequence_fwd_cuda_workspace() bytes, aligned to 256
 };
 
 // Backward through the recurrence. Its steps count from the last one back, and there is one more than the forward pass has,
@@ -69,20 +63,34 @@ struct LstmSequenceBwdCuda {
   bool allow_tf32;
   uint32_t reverse;  // as the forward pass ran
   uint64_t max_polls;
-  const void* weight_hh[kMaxGroups];  // of each group [4H, H] operand
-  const void* peephole[kMaxGroups];   // of each group [3H]    operand; all or none, null
-  const int64_t* lengths;             // [B] or null
-  Grouped<const float> c_0;           // [B, H]
-  Grouped<const float> cells;         // [T, B, H]
-  Grouped<const void> gates;          // [T, B, 4H] operand: activated gates
-  Grouped<const void> grad_output;    // [T, B, H]  operand, or null
-  Grouped<const void> grad_h_n;       // [B, H]     operand, or null
-  Grouped<const float> grad_c_n;      // [B, H]     or null
-  Grouped<const float> grad_cells;    // [T, B, H]  or null
-  Grouped<void> grad_gates;           // [T, B, 4H] operand: gradients of the pre-activations, zeros in padding
-  Grouped<void> grad_h_0;             // [B, H]     operand
-  Grouped<float> grad_c_0;            // [B, H]
-  void* workspace;                    // lstm_sequence_bwd_cuda_workspace() bytes, aligned to 256
+  const void* weight_hh[kMaxGroups];    // of each group [4H, H] operand
+  const void* peephole[kMaxGroups];     // of each group [3H]    operand; all or none, null
+  const int64_t* lengths;               // [B] or null
+  const float* c_0[kMaxGroups];         // [B, H]
+  const float* cells[kMaxGroups];       // [T, B, H]
+  const void* gates[kMaxGroups];        // [T, B, 4H] operand: activated gates
+  const void* grad_output[kMaxGroups];  // [T, B, H]  operand, or null
+  const void* grad_h_n[kMaxGroups];     // [B, H]     operand, or null
+  const float* grad_c_n[kMaxGroups];    // [B, H]     or null
+  const float* grad_cells[kMaxGroups];  // [T, B, H]  or null
+  void* grad_gates[kMaxGroups];         // [T, B, 4H] operand: gradients of the pre-activations, zeros in padding
+  void* grad_h_0[kMaxGroups];           // [B, H]     operand
+  float* grad_c_0[kMaxGroups];          // [B, H]
+  void* workspace;                      // lstm_sequence_bwd_cuda_workspace() bytes, aligned to 256
+};
+
+// The gates and cell states of the steps [first, end) again, where the forward pass kept neither.
+struct LstmGatesCuda {
+  int64_t steps, batch, hidden;
+  int64_t first_step, end_step;
+  int groups;
+  DType dtype;
+  uint32_t reverse;                  // as the forward pass ran
+  const void* peephole[kMaxGroups];  // of each group [3H] operand; all or none, null
+  const int64_t* lengths;            // [B] or null
+  const float* c_0[kMaxGroups];      // [B, H]     that step `first` starts from
+  float* cells[kMaxGroups];          // [T, B, H]
+  void* gates[kMaxGroups];           // [T, B, 4H] operand: pre-activations but for the peepholes' part, then the gates
 };
 
 // Bytes of shared memory that a block of the plan's launch takes. Throws std::invalid_argument if the plan isn't one.
@@ -98,5 +106,6 @@ int64_t lstm_sequence_fwd_cuda_active_clusters(int cluster, int64_t shared_bytes
 // On the current device, in `stream`. Throws std::invalid_argument or std::runtime_error before anything is launched.
 void lstm_sequence_fwd_cuda(const LstmSequenceFwdCuda& p, const LstmSequencePlan& plan, void* stream);
 void lstm_sequence_bwd_cuda(const LstmSequenceBwdCuda& p, const LstmSequencePlan& plan, void* stream);
+void lstm_gates_cuda(const LstmGatesCuda& p, void* stream);
 
 }  // namespace lstmvid

@@ -81,8 +81,6 @@ def unavailable(request) -> str | None:
         return reason
     if request.dtype not in ELEMENT_BYTES:
         return f"it computes in float32, bfloat16 and float16, got {request.dtype}"
-    if request.needs_grad and request.recompute == "gates":
-        return "it can't recompute gates yet"
     return "it has no projections (proj_size)" if request.proj_size else None
 
 

@@ -1,4 +1,4 @@
-"""Gradients of a layer's weights from those of its gates' pre-activations, over all steps at once.
+"""Gradients of a layer's weights from those of its gates' pre-activations, over many steps at once.
 
 Library GEMMs and reductions, in a fixed order; no sequence is copied for them.
 """
@@ -7,23 +7,27 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..dense import add_weight_gradient
 from ..layers import Weights
+from ..windows import Origins
 
 CHUNK_BYTES = 64 << 20  # of the products that a reduction adds up, at a time
 
 
 class Saved(NamedTuple):
-    """What the forward pass left of one layer of one group: x [T, B, D], y and cells [T, B, H], h_0 and c_0 [B, H]."""
+    """What there is beside the gradients of one layer's gates in a window of n steps.
+
+    x [n, B, D] or None; cells [n, B, H] and c_0 [B, H], that the window starts from; output [T, B, H] of all steps, and
+    which of it the window's steps started from.
+    """
 
     x: Tensor | None
-    y: Tensor
-    h_0: Tensor
-    c_0: Tensor
     cells: Tensor
+    c_0: Tensor
+    output: Tensor
+    origins: Origins
 
 
 def peephole_gradient(grad_gates: Tensor, cells: Tensor, c_0: Tensor, reverse: bool) -> Tensor:
@@ -45,24 +49,21 @@ def peephole_gradient(grad_gates: Tensor, cells: Tensor, c_0: Tensor, reverse: b
     return total.flatten()
 
 
-def hidden_gradient(grad_gates: Tensor, output: Tensor, h_0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+def hidden_gradient(grad_gates: Tensor, output: Tensor, origins: Origins) -> Tensor:
     """[4H, H], of `weight_hh`: the operand is the hidden states that the steps started from.
 
     In padding both the gradients and the output are zero, so that a sequence's own first step is all that is apart.
     """
-    first, later, before = (-1, grad_gates[:-1], output[1:]) if reverse else (0, grad_gates[1:], output[:-1])
-    start = grad_gates[first]
-    if reverse and lengths is not None:
-        start = grad_gates[(lengths - 1).clamp_min(0), torch.arange(len(lengths), device=lengths.device)]
-    return add_weight_gradient(add_weight_gradient(None, start, h_0), later, before)
+    total = None
+    if origins.start is not None:
+        total = add_weight_gradient(None, origins.take_first(grad_gates), origins.start)
+    return add_weight_gradient(total, grad_gates[origins.rest], output[origins.neighbours])
 
 
-def weight_gradients(
-    weights: Weights, grad_gates: Tensor, saved: Saved, lengths: Tensor | None, reverse: bool
-) -> list[Tensor]:
-    """In the operator's order, those that the layer has; `grad_gates` [T, B, 4H]."""
+def weight_gradients(weights: Weights, grad_gates: Tensor, saved: Saved, reverse: bool) -> list[Tensor]:
+    """In the operator's order, those that the layer has; `grad_gates` [n, B, 4H]."""
     gradients = [] if saved.x is None else [add_weight_gradient(None, grad_gates, saved.x)]
-    gradients.append(hidden_gradient(grad_gates, saved.y, saved.h_0, lengths, reverse))
+    gradients.append(hidden_gradient(grad_gates, saved.output, saved.origins))
     if weights.bias is not None:
         gradients.append(grad_gates.sum((0, 1)))  # accumulates in float32
     if weights.peephole is not None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import lstmvid
-from lstmvid import BackendUnavailable, _native
-from lstmvid.backends.cuda import lstm_sequence as backend
+from lstmvid import _native
+from lstmvid.backends.cuda import lstm_sequence_fwd
+from lstmvid.backends.cuda import recurrence as backend
 from lstmvid.backends.plan import (
     REGISTER_ARCH,
     REGISTER_ELEMENT_BYTES,
@@ -68,6 +69,12 @@ CASES = GPU_CASES | {
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_reference(name, dtype):
     agree(Case(dtype=dtype, **CASES[name]))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 256])
+@pytest.mark.parametrize("name", CASES)
+def test_gates_computed_again(name, chunk):
+    agree(Case(dtype=DTYPES[chunk % 3], **CASES[name] | {"recompute": "gates", "chunk": chunk}))
 
 
 @pytest.mark.parametrize("name", ["plain", "odd", "two directions"])
@@ -166,8 +173,8 @@ def test_the_same_gradients_every_time(options):
 def test_time_chunks_change_no_bit(groups, monkeypatch):
     lstm, x = layer(**groups), torch.randn(61, 9, 24, device="cuda")
     expected = lstm(x)
-    monkeypatch.setattr(backend, "MIN_CHUNK", 7)
-    monkeypatch.setattr(backend, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(lstm_sequence_fwd, "MIN_CHUNK", 7)
+    monkeypatch.setattr(lstm_sequence_fwd, "CHUNK_BYTES", 0)
     actual = lstm(x)
     assert torch.equal(actual[0], expected[0])
     assert all(torch.equal(a, b) for a, b in zip(actual[1], expected[1], strict=True))
@@ -315,13 +322,6 @@ def test_an_empty_batch():
     assert all(torch.equal(weight.grad, torch.zeros_like(weight)) for weight in lstm.parameters())
 
 
-def test_recomputing_is_refused_where_gradients_are_needed():
-    lstm, x = layer(recompute="gates"), torch.zeros(2, 1, 24, device="cuda")
-    lstm(x)
-    with pytest.raises(BackendUnavailable, match="can't recompute gates"):
-        lstm.requires_grad_()(x)
-
-
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_a_plan_beyond_the_device_is_refused_before_it_is_launched(backward, monkeypatch):
     """Blocks that wait for each other must all be resident: else an error at once, no hang, and the next call works."""
@@ -337,7 +337,7 @@ def test_a_plan_beyond_the_device_is_refused_before_it_is_launched(backward, mon
 
 IN_VAIN = """
 import torch, lstmvid
-from lstmvid.backends.cuda import lstm_sequence as backend
+from lstmvid.backends.cuda import recurrence as backend
 backend.MAX_POLLS = 1
 lstmvid.LSTM(8, 512, backend="cuda", device="cuda").requires_grad_(False)(torch.zeros(50, 4, 8, device="cuda"))
 torch.cuda.synchronize()

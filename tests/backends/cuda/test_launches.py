@@ -13,8 +13,7 @@ import torch
 
 from lstmvid import _native
 from lstmvid.backends import reference
-from lstmvid.backends.cuda import launch
-from lstmvid.backends.cuda import lstm_sequence as backend
+from lstmvid.backends.cuda import launch, lstm_sequence_fwd, recurrence
 from lstmvid.backends.cuda import weight_gradients as gradients
 from lstmvid.backends.plan import DEVICES, Plan, plan
 from lstmvid.testing import Case, run
@@ -41,10 +40,6 @@ class Group:
             self.lengths = torch.frombuffer(buffer, dtype=torch.int64)
 
     def tensor(self, name: str, *shape: int) -> torch.Tensor | None:
-        call = self.call
-        return memory(call[name] + 4 * self.group * call[f"{name}_stride"], *shape) if call[name] else None
-
-    def weight(self, name: str, *shape: int) -> torch.Tensor | None:
         address = self.call[name][self.group]
         return memory(address, *shape) if address else None
 
@@ -87,12 +82,11 @@ class StandIn:
         h, c = states if first == 0 else self.state[one.group]
         part = None if one.lengths is None else (one.lengths - start).clamp(0, times)
         identity, x = None, None
-        if call["projection"]:
-            row = 4 * batch * 4 * size
-            address = call["projection"] + 4 * one.group * call["projection_stride"] + start * row
+        if call["projection"][one.group]:
+            address = call["projection"][one.group] + start * 4 * batch * 4 * size
             identity, x = torch.eye(4 * size), memory(address, times, batch, 4 * size)
-        weights = [identity, one.weight("weight_hh", 4 * size, size), one.weight("bias", 4 * size)]
-        weights = [w for w in (*weights, one.weight("peephole", 3 * size)) if w is not None]
+        weights = [identity, one.tensor("weight_hh", 4 * size, size), one.tensor("bias", 4 * size)]
+        weights = [w for w in (*weights, one.tensor("peephole", 3 * size)) if w is not None]
         options = (call["bias"][one.group] != 0, call["peephole"][one.group] != 0, [one.back])
         output, h_n, c_n, _, cells, gates = reference.forward(
             *([] if x is None else [x],), h[None, None], c[None, None], weights, part, times, *options,
@@ -114,7 +108,7 @@ class StandIn:
         seeds += [one.tensor("grad_cells", 1, 1, steps, batch, size)]
         cells, c_0 = one.tensor("cells", 1, 1, steps, batch, size), one.tensor("c_0", 1, 1, batch, size)
         # With the identity as W_ih, the input's gradient is that of the gates' pre-activations.
-        weights = [torch.eye(4 * size), one.weight("weight_hh", 4 * size, size), one.weight("peephole", 3 * size)]
+        weights = [torch.eye(4 * size), one.tensor("weight_hh", 4 * size, size), one.tensor("peephole", 3 * size)]
         output = torch.zeros(1, steps, batch, size)
         (grad_gates,), grad_h_0, grad_c_0, _ = reference.backward(
             *seeds, [torch.zeros(steps, batch, 4 * size)], torch.zeros_like(c_0), c_0,
@@ -131,7 +125,7 @@ class StandIn:
 def stand_in(monkeypatch):
     result = StandIn()
     monkeypatch.setattr(_native, "_C", result)
-    monkeypatch.setattr(backend, "target_of", lambda device: backend.Target(DEVICES["H100"], 3, 17))
+    monkeypatch.setattr(recurrence, "target_of", lambda device: recurrence.Target(DEVICES["H100"], 3, 17))
     return result
 
 
@@ -147,7 +141,7 @@ def arguments(case: Case, save: bool) -> list:
 def force(chosen: Plan, groups: int, monkeypatch) -> None:
     """Let this be the plan, with so many groups in a launch."""
     forced = replace(chosen, groups=groups)
-    monkeypatch.setattr(backend, "plan", lambda *sizes, **options: forced)
+    monkeypatch.setattr(recurrence, "plan", lambda *sizes, **options: forced)
 
 
 CASES = {
@@ -170,8 +164,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_the_reference(name, side_by_side, chunk, save, stand_in, monkeypatch):
     case = Case(**CASES[name])
-    monkeypatch.setattr(backend, "MIN_CHUNK", chunk)
-    monkeypatch.setattr(backend, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(lstm_sequence_fwd, "MIN_CHUNK", chunk)
+    monkeypatch.setattr(lstm_sequence_fwd, "CHUNK_BYTES", 0)
     chosen = plan(case.hidden_size, case.batch, torch.float32, DEVICES["H100"])
     force(chosen, min(side_by_side, case.groups), monkeypatch)
     given = arguments(case, save)
@@ -212,13 +206,13 @@ def test_gradients_agree_with_the_reference(name, side_by_side, seeds, stand_in,
             torch.testing.assert_close(ours, theirs, msg=lambda text, which=which: f"{which}: {text}")
     assert all(call["device"] == 3 and call["stream"] == 17 for call in stand_in.calls)
     top = stand_in.calls[0]  # of which layer nobody but the caller knows the gradients
-    assert [bool(top[name]) for name in ("grad_output", "grad_h_n", "grad_c_n")] == [i in seeds for i in range(3)]
+    assert [any(top[name]) for name in ("grad_output", "grad_h_n", "grad_c_n")] == [i in seeds for i in range(3)]
 
 
 def test_time_chunks(stand_in, monkeypatch):
     """The projection never exists for all steps, unless the gates are kept."""
     case = Case(steps=1000, batch=2, input_size=3, hidden_size=4)
-    monkeypatch.setattr(backend, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(lstm_sequence_fwd, "CHUNK_BYTES", 0)
     torch.ops.lstmvid.lstm_sequence(*arguments(case, False), "cuda")
     assert [(call["first_step"], call["end_step"]) for call in stand_in.calls] == [
         (0, 250),
@@ -235,7 +229,6 @@ def test_gates_are_computed_where_the_projection_was(stand_in):
     torch.ops.lstmvid.lstm_sequence(*arguments(Case(groups=2), True), "cuda")
     (call,) = stand_in.calls
     assert call["projection"] == call["gates"]
-    assert call["projection_stride"] == call["gates_stride"]
 
 
 @pytest.mark.parametrize("batch", [0, 3])
@@ -276,7 +269,7 @@ def test_products_obey_the_setting_for_recurrent_networks(setting, expected, sta
     def seeing(function):
         return lambda *tensors: (seen.append(torch.backends.cuda.matmul.fp32_precision), function(*tensors))[1]
 
-    monkeypatch.setattr(backend, "linear_into", seeing(backend.linear_into))
+    monkeypatch.setattr(lstm_sequence_fwd, "linear_into", seeing(lstm_sequence_fwd.linear_into))
     monkeypatch.setattr(gradients, "add_weight_gradient", seeing(gradients.add_weight_gradient))
     given = arguments(Case(), True)
     given[3][0].requires_grad_()
@@ -286,11 +279,10 @@ def test_products_obey_the_setting_for_recurrent_networks(setting, expected, sta
     assert torch.backends.cuda.matmul.fp32_precision == before
 
 
-def test_uneven_distances_are_refused():
+def test_where_groups_begin():
     tensor = torch.zeros(3, 4)
-    assert _native.grouped(tensor, [0, 8, 16]) == (tensor.data_ptr(), -4)
-    with pytest.raises(ValueError, match="even distances"):
-        _native.grouped(tensor, [0, 8, 0])
+    assert _native.group_addresses(tensor, 3, [0, 8, 1]) == [tensor.data_ptr() + 4 * at for at in (0, -4, 7)]
+    assert _native.group_addresses(None, 2) == [0, 0]
 
 
 def test_limits_are_read_from_what_the_driver_says(monkeypatch):

@@ -105,18 +105,18 @@ Results run(Call& call) {
   }
   const int64_t state = call.B * call.H, sequence = call.T * state;
   p.lengths = a["ragged"] != 0 ? call.lengths.data() : nullptr;
-  p.c_0 = {call.c_0.data(), state};
-  p.cells = {call.cells.data(), sequence};
-  p.gates = {call.gates.bytes.data(), 4 * sequence};
-  if (a["input"] != 0) p.grad_output = {call.grad_output.bytes.data(), sequence};
+  point(p.c_0, call.c_0, state);
+  point(p.cells, call.cells, sequence);
+  point(p.gates, call.gates, 4 * sequence);
+  if (a["input"] != 0) point(p.grad_output, call.grad_output, sequence);
   if (a["save"] != 0) {
-    p.grad_h_n = {call.grad_h_n.bytes.data(), state};
-    p.grad_c_n = {call.grad_c_n.data(), state};
+    point(p.grad_h_n, call.grad_h_n, state);
+    point(p.grad_c_n, call.grad_c_n, state);
   }
-  if (a["all_cells"] != 0) p.grad_cells = {call.grad_cells.data(), sequence};
-  p.grad_gates = {results.grad_gates.bytes.data(), 4 * sequence};
-  p.grad_h_0 = {results.grad_h_0.bytes.data(), state};
-  p.grad_c_0 = {results.grad_c_0.data(), state};
+  if (a["all_cells"] != 0) point(p.grad_cells, call.grad_cells, sequence);
+  point(p.grad_gates, results.grad_gates, 4 * sequence);
+  point(p.grad_h_0, results.grad_h_0, state);
+  point(p.grad_c_0, results.grad_c_0, state);
 
   const LstmSequencePlan plan = plan_of(a);
   p.end_step = call.T + 1;

@@ -68,6 +68,20 @@ struct Operands {
   }
 };
 
+// Of each group that there may be, where its part of a tensor begins; `size` elements a group.
+template <class T>
+void point(T* (&pointers)[kMaxGroups], Operands& tensor, int64_t size) {
+  for (int64_t g = 0; g < kMaxGroups && (g + 1) * size <= tensor.elements(); ++g) {
+    pointers[g] = tensor.bytes.data() + g * size * tensor.size();
+  }
+}
+template <class T>
+void point(T* (&pointers)[kMaxGroups], std::vector<float>& tensor, int64_t size) {
+  for (int64_t g = 0; g < kMaxGroups && (g + 1) * size <= static_cast<int64_t>(tensor.size()); ++g) {
+    pointers[g] = tensor.data() + g * size;
+  }
+}
+
 inline LstmSequencePlan plan_of(Arguments& a) {
   LstmSequencePlan plan{};
   plan.cluster = static_cast<int>(a["cluster"]);

@@ -98,16 +98,16 @@ Results run(Call& call) {
     if (a["peephole"] != 0) p.peephole[g] = call.peephole[g].bytes.data();
   }
   const int64_t state = call.B * call.H, sequence = call.T * state;
-  if (a["input"] != 0) p.projection = {call.projection.bytes.data(), 4 * sequence};
-  p.h_0 = {call.h_0.bytes.data(), state};
-  p.c_0 = {call.c_0.data(), state};
+  if (a["input"] != 0) point(p.projection, call.projection, 4 * sequence);
+  point(p.h_0, call.h_0, state);
+  point(p.c_0, call.c_0, state);
   p.lengths = a["ragged"] != 0 ? call.lengths.data() : nullptr;
-  p.output = {results.output.bytes.data(), sequence};
-  p.h_n = {results.h_n.bytes.data(), state};
-  p.c_n = {results.c_n.data(), state};
+  point(p.output, results.output, sequence);
+  point(p.h_n, results.h_n, state);
+  point(p.c_n, results.c_n, state);
   if (a["save"] != 0) {
-    p.cells = {results.cells.data(), sequence};
-    p.gates = {results.gates.bytes.data(), 4 * sequence};
+    point(p.cells, results.cells, sequence);
+    point(p.gates, results.gates, 4 * sequence);
   }
   const LstmSequencePlan plan = plan_of(a);
   p.end_step = call.T;

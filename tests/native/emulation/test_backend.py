@@ -10,11 +10,13 @@ import importlib.util
 import pybind11
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lstmvid
 from lstmvid import _native, backends
 from lstmvid.backends import plan as planner
-from lstmvid.backends.cuda import lstm_sequence as backend
+from lstmvid.backends.cuda import lstm_sequence_fwd, recurrence
+from lstmvid.backends.wavefront import Wavefront
 from lstmvid.testing import GPU_CASES, Case, check
 
 CASES = GPU_CASES | {
@@ -36,14 +38,13 @@ def emulated(emulation):
 
 
 @pytest.fixture
-def cuda(emulated, monkeypatch):
+def cuda(emulated, monkeypatch) -> None:
     """The backend, on the CPU's tensors."""
     monkeypatch.setattr(_native, "_C", emulated)
     monkeypatch.setattr(_native, "DTYPES", _native.DTYPES | {torch.float16: emulated.FLOAT16})
-    monkeypatch.setattr(backend, "target_of", lambda device: backend.Target(SMALL, 0, 0))
+    monkeypatch.setattr(recurrence, "target_of", lambda device: recurrence.Target(SMALL, 0, 0))
     monkeypatch.setattr(backends.cuda, "unavailable", lambda request: None)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    return backend
 
 
 @pytest.mark.usefixtures("cuda", "poisoned_memory")
@@ -53,13 +54,52 @@ def test_agrees_with_reference(name, dtype):
     check(Case(dtype=dtype, **CASES[name]), "cuda")
 
 
+@pytest.mark.usefixtures("cuda", "poisoned_memory")
+@pytest.mark.parametrize("chunk", [1, 2, 3, 256])
+@pytest.mark.parametrize("name", CASES)
+def test_gates_computed_again(name, chunk):
+    dtype = (torch.float32, torch.bfloat16, torch.float16)[chunk % 3]
+    check(Case(dtype=dtype, **CASES[name] | {"recompute": "gates", "chunk": chunk}), "cuda")
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the number of elements of the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype != torch.uint8:  # a workspace
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+@pytest.mark.usefixtures("cuda")
+def test_recomputing_keeps_no_gates():
+    """What is as long as the sequence are the hidden states, the inputs and the gradients of both."""
+    steps, batch, size = 40, 3, 16
+    largest = {}
+    for recompute in ("none", "gates"):
+        inputs, state = [torch.rand(steps, batch, 2)], torch.zeros(1, 2, batch, size)
+        shapes = ((64, 2), (64, 16), (64, 16), (64, 16))
+        weights = [torch.rand(shape, requires_grad=True) for shape in shapes]
+        options = (None, steps, False, False, [False], True, False, recompute == "gates", 4)
+        with Largest() as of:
+            output, *_ = torch.ops.lstmvid.lstm_sequence(inputs, state, state, weights, *options, "cuda")
+            output.sum().backward()
+        largest[recompute] = of.elements
+    assert largest == {"none": 2 * steps * batch * 4 * size, "gates": steps * batch * size}
+
+
 @torch.no_grad()
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}])
-def test_time_chunks_change_no_bit(cuda, monkeypatch, options):
+def test_time_chunks_change_no_bit(monkeypatch, options):
     lstm, x = lstmvid.LSTM(24, 72, 2, **options, backend="cuda"), torch.randn(11, 9, 24)
     expected = lstm(x)
-    monkeypatch.setattr(cuda, "MIN_CHUNK", 3)
-    monkeypatch.setattr(cuda, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(lstm_sequence_fwd, "MIN_CHUNK", 3)
+    monkeypatch.setattr(lstm_sequence_fwd, "CHUNK_BYTES", 0)
     actual = lstm(x)
     assert torch.equal(actual[0], expected[0])
     assert all(torch.equal(a, b) for a, b in zip(actual[1], expected[1], strict=True))
@@ -130,3 +170,56 @@ def test_an_empty_batch():
     assert (output.shape, h_n.shape, c_n.shape) == ((5, 0, 8), (1, 0, 8), (1, 0, 8))
     output.sum().backward()
     assert all(torch.equal(weight.grad, torch.zeros_like(weight)) for weight in lstm.parameters())
+
+
+IN_A_WAVEFRONT = {
+    "two layers": {"num_layers": 2},
+    "three layers, peepholes, backwards": {"num_layers": 3, "peephole": True, "reverse": (True,), "hidden_size": 19},
+    "no input, no bias": {"num_layers": 2, "input_size": None, "bias": False},
+    "no input": {"num_layers": 4, "input_size": None, "hidden_size": 40, "batch": 9},
+    "all cells": {"num_layers": 2, "all_cells": True, "peephole": True},
+    "windows as long as the sequence": {"num_layers": 2, "steps": 3},
+    "gates computed again": {"num_layers": 3, "recompute": "gates", "chunk": 2},
+}
+
+
+@pytest.fixture
+def in_a_wavefront(cuda, monkeypatch) -> list[str]:
+    """Windows of three steps, however slow a launch is; tells the directions that ran like that."""
+    seen = []
+
+    def side_by_side(steps, hidden, batch, layers, *of, backward, window, **options):
+        seen.append("backward" if backward else "forward")
+        together = planner.plan(hidden, batch, *of, groups=layers, backward=backward, **options)
+        assert together.groups == layers
+        return Wavefront(window or 3, together, 0.0)
+
+    monkeypatch.setattr(recurrence, "wavefront", side_by_side)
+    return seen
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("name", IN_A_WAVEFRONT)
+def test_layers_side_by_side(name, dtype, in_a_wavefront):
+    case = Case(dtype=dtype, **{"steps": 7} | IN_A_WAVEFRONT[name])
+    check(case, "cuda")
+    check(case, "cuda", backward=False)
+    backward = [] if case.recompute == "gates" else ["backward"]
+    assert in_a_wavefront == ["forward", *backward, "forward"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [1, 2, 5, 7])
+def test_a_wavefront_changes_no_bit(window, in_a_wavefront, monkeypatch):
+    """With one division of the work it is the same sums, layer by layer or side by side."""
+    together = recurrence.wavefront
+    monkeypatch.setattr(recurrence, "wavefront", lambda *of, **options: together(*of, **options | {"window": window}))
+    lstm, x = lstmvid.LSTM(24, 40, 3, backend="cuda"), torch.randn(7, 9, 24)
+    expected = lstm(x)
+    division = planner.plan(40, 9, torch.float32, SMALL, groups=3)
+    monkeypatch.setattr(recurrence, "plan", lambda *of, **options: division)
+    monkeypatch.setattr(recurrence, "wavefront", lambda *of, **options: None)
+    actual = lstm(x)
+    assert torch.equal(actual[0], expected[0])
+    assert all(torch.equal(a, b) for a, b in zip(actual[1], expected[1], strict=True))
