@@ -265,7 +265,7 @@ def test_composite(predict):
     model = lstmvid.FusedComposite(30, 72, 2, predict=predict, backend="cuda", device="cuda")
     other = lstmvid.FusedComposite(30, 72, 2, predict=predict, backend="reference", device="cuda")
     other.load_state_dict(model.state_dict())
-    frames, targets = torch.rand(6, 5, 30, device="cuda"), torch.rand(4, 5, 30, device="cuda")
+    frames, targets = torch.rand(6, 5, 30, device="cuda"), torch.rand(6, 5, 30, device="cuda")
     ours, expected = model(frames, targets), other(frames, targets)
     for name in ("reconstruction", "prediction", "loss"):
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
