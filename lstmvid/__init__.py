@@ -2,6 +2,7 @@
 
 from . import functional
 from .backends import BackendUnavailable
+from .explanation import explain
 from .nn import LSTM, CompositeOutput, FusedComposite, SequenceClassifier
 
 __version__ = "0.1.0"
@@ -12,5 +13,6 @@ __all__ = [
     "CompositeOutput",
     "FusedComposite",
     "SequenceClassifier",
+    "explain",
     "functional",
 ]

@@ -7,6 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# A launch loads the weights that it keeps on the chip once more, so that a window shouldn't be short.
+MIN_STEPS = 256
+WINDOW_BYTES = 64 << 20  # of projections; more steps than MIN_STEPS only within it
+
 
 class Window(NamedTuple):
     """The steps [first, end) in order of processing."""
@@ -22,6 +26,12 @@ class Window(NamedTuple):
 def windows(steps: int, length: int) -> list[Window]:
     """All steps, so many at a time; the last window may be shorter."""
     return [Window(first, min(first + length, steps)) for first in range(0, steps, length)]
+
+
+def even_windows(steps: int, step_bytes: int) -> list[Window]:
+    """All steps in windows of about one length, whose projections of `step_bytes` each take bounded memory."""
+    count = -(-steps // max(MIN_STEPS, WINDOW_BYTES // step_bytes))
+    return windows(steps, -(-steps // count))
 
 
 class Origins(NamedTuple):

@@ -137,11 +137,17 @@ def test_nobody_can():
         resolve("auto", Request("cpu", torch.float16, proj_size=3, peephole=True))
 
 
-def test_report():
-    rows = {name: (available, reason) for name, available, reason in backends.report()}
-    assert set(rows) == set(backends.NAMES) - {"auto"}
-    assert rows["cpu"] == (True, "")
-    assert all(available or reason for available, reason in rows.values())
+def test_on_a_gpu_that_is_not_here(monkeypatch):
+    request = Request("cuda", torch.bfloat16)
+    assert resolve("cuda", request, arch=90) == "cuda"
+    assert resolve("auto", request, arch=90) == "torch"
+    monkeypatch.setattr(backends, "_PROVEN_ARCHITECTURES", (90,))
+    assert resolve("auto", request, arch=90) == "cuda"
+    assert resolve("auto", request, arch=80) == "torch"
+    with pytest.raises(BackendUnavailable, match=r"compute capability 8\.0, this GPU has 7\.5"):
+        resolve("cuda", request, arch=75)
+    with pytest.raises(BackendUnavailable, match="float64"):
+        resolve("cuda", request._replace(dtype=torch.float64), arch=90)
 
 
 def test_without_the_native_module(monkeypatch):

@@ -13,7 +13,7 @@ import torch
 
 import lstmvid
 from lstmvid import _native
-from lstmvid.backends.cuda import lstm_sequence_fwd
+from lstmvid.backends import windows
 from lstmvid.backends.cuda import recurrence as backend
 from lstmvid.backends.plan import (
     REGISTER_ARCH,
@@ -173,8 +173,8 @@ def test_the_same_gradients_every_time(options):
 def test_time_chunks_change_no_bit(groups, monkeypatch):
     lstm, x = layer(**groups), torch.randn(61, 9, 24, device="cuda")
     expected = lstm(x)
-    monkeypatch.setattr(lstm_sequence_fwd, "MIN_CHUNK", 7)
-    monkeypatch.setattr(lstm_sequence_fwd, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(windows, "MIN_STEPS", 7)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 0)
     actual = lstm(x)
     assert torch.equal(actual[0], expected[0])
     assert all(torch.equal(a, b) for a, b in zip(actual[1], expected[1], strict=True))

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lstmvid
 from lstmvid import _native, backends
 from lstmvid.backends import plan as planner
-from lstmvid.backends.cuda import lstm_sequence_fwd, recurrence
+from lstmvid.backends import windows
+from lstmvid.backends.cuda import recurrence
 from lstmvid.backends.wavefront import Wavefront
 from lstmvid.testing import GPU_CASES, Case, check
 
@@ -98,8 +99,8 @@ def test_recomputing_keeps_no_gates():
 def test_time_chunks_change_no_bit(monkeypatch, options):
     lstm, x = lstmvid.LSTM(24, 72, 2, **options, backend="cuda"), torch.randn(11, 9, 24)
     expected = lstm(x)
-    monkeypatch.setattr(lstm_sequence_fwd, "MIN_CHUNK", 3)
-    monkeypatch.setattr(lstm_sequence_fwd, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(windows, "MIN_STEPS", 3)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 0)
     actual = lstm(x)
     assert torch.equal(actual[0], expected[0])
     assert all(torch.equal(a, b) for a, b in zip(actual[1], expected[1], strict=True))
