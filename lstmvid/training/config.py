@@ -201,7 +201,7 @@ class TrainerConfig(Section):
             own last frame instead of the true one.
         accelerator: kind of device.
         devices: how many.
-        precision: of weights and arithmetic.
+        precision: of weights and arithmetic; `16-mixed` scales the loss, and is for GPUs.
     """
 
     max_steps: int = _integer(100_000, 1)
@@ -211,8 +211,8 @@ class TrainerConfig(Section):
     feedback: float = _number(0.0, 0, 1)
     accelerator: Literal["auto", "cpu", "gpu"] = _choice("auto", "auto", "cpu", "gpu")
     devices: int = _integer(1, 1)
-    precision: Literal["32-true", "64-true", "bf16-true", "bf16-mixed"] = _choice(
-        "32-true", "32-true", "64-true", "bf16-true", "bf16-mixed"
+    precision: Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"] = _choice(
+        "32-true", "32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"
     )
 
 

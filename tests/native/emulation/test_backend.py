@@ -5,15 +5,11 @@ The planner, the backend's Python, the bindings and the kernels' own source toge
 
 from __future__ import annotations
 
-import importlib.util
-
-import pybind11
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lstmvid
-from lstmvid import _native, backends
 from lstmvid.backends import plan as planner
 from lstmvid.backends import windows
 from lstmvid.backends.cuda import recurrence
@@ -24,28 +20,6 @@ CASES = GPU_CASES | {
     "odd": {"batch": 33, "hidden_size": 117, "steps": 3, "peephole": True},
     "aligned": {"batch": 16, "hidden_size": 128, "input_size": 64},
 }
-# An H100 with a few multiprocessors, so that few threads have to be emulated.
-SMALL = planner.DEVICES["H100"]._replace(name="a small H100", multiprocessors=6, active_clusters=(6, 3, 1, 0))
-
-
-@pytest.fixture(scope="module")
-def emulated(emulation):
-    found = f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"
-    (path,) = emulation("lstmvid_emulated", 90, "none", found).glob("lstmvid_emulated*.so")
-    spec = importlib.util.spec_from_file_location("lstmvid_emulated", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def cuda(emulated, monkeypatch) -> None:
-    """The backend, on the CPU's tensors."""
-    monkeypatch.setattr(_native, "_C", emulated)
-    monkeypatch.setattr(_native, "DTYPES", _native.DTYPES | {torch.float16: emulated.FLOAT16})
-    monkeypatch.setattr(recurrence, "target_of", lambda device: recurrence.Target(SMALL, 0, 0))
-    monkeypatch.setattr(backends.cuda, "unavailable", lambda request: None)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.mark.usefixtures("cuda", "poisoned_memory")
@@ -213,13 +187,13 @@ def test_layers_side_by_side(name, dtype, in_a_wavefront):
 
 @torch.no_grad()
 @pytest.mark.parametrize("window", [1, 2, 5, 7])
-def test_a_wavefront_changes_no_bit(window, in_a_wavefront, monkeypatch):
+def test_a_wavefront_changes_no_bit(window, in_a_wavefront, small_gpu, monkeypatch):
     """With one division of the work it is the same sums, layer by layer or side by side."""
     together = recurrence.wavefront
     monkeypatch.setattr(recurrence, "wavefront", lambda *of, **options: together(*of, **options | {"window": window}))
     lstm, x = lstmvid.LSTM(24, 40, 3, backend="cuda"), torch.randn(7, 9, 24)
     expected = lstm(x)
-    division = planner.plan(40, 9, torch.float32, SMALL, groups=3)
+    division = planner.plan(40, 9, torch.float32, small_gpu, groups=3)
     monkeypatch.setattr(recurrence, "plan", lambda *of, **options: division)
     monkeypatch.setattr(recurrence, "wavefront", lambda *of, **options: None)
     actual = lstm(x)
