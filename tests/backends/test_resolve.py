@@ -19,7 +19,7 @@ from lstmvid.backends import Request, resolve
         (Request("cpu", torch.float16), "torch"),
         (Request("cpu", torch.float16, peephole=True), "reference"),
         (Request("cpu", torch.float32, proj_size=3), "torch"),
-        (Request("cpu", torch.float32, recompute="gates"), "reference"),
+        (Request("cpu", torch.float32, recompute="gates"), "cpu"),
         (Request("cuda", torch.float32), "torch"),
         (Request("cuda", torch.float32, lengths=True, packed=True), "torch"),
         (Request("cuda", torch.float32, peephole=True), "reference"),
