@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from .plan import ELEMENT_BYTES, DeviceLimits, Plan, plan, product_time, weight_shares
 from .wavefront import LAUNCH, wavefront
-from .windows import even_windows
+from .windows import CHECKPOINT_STEPS, even_windows
 
-CHUNK = 256  # steps between checkpoints: the operator's default
+CHUNK = CHECKPOINT_STEPS["cuda"]
 
 
 class Estimate(NamedTuple):
@@ -82,7 +82,8 @@ def kept_bytes(request) -> int:
     sequence = request.groups * request.steps * request.batch * request.hidden_size
     lower = (layers - 1) * sequence * size
     if request.recompute == "gates":
-        return lower + layers * sequence // request.steps * -(-request.steps // CHUNK) * state_size
+        checkpoints = -(-request.steps // CHECKPOINT_STEPS.get(request.device, CHUNK))
+        return lower + layers * sequence // request.steps * checkpoints * state_size
     return lower + layers * sequence * (4 * size + state_size)
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 # A launch loads the weights that it keeps on the chip once more, so that a window shouldn't be short.
 MIN_STEPS = 256
 WINDOW_BYTES = 64 << 20  # of projections; more steps than MIN_STEPS only within it
+# Steps whose gates are computed again at a time, by device type. On a CPU weights are packed within a few steps' time.
+CHECKPOINT_STEPS = {"cpu": 64, "cuda": MIN_STEPS}
 
 
 class Window(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..functional import as_frames
 from ..ops import autocast_dtype
-from .decoders import DecoderRun, run_decoders
+from .decoders import DecoderRun, folds, run_decoders, run_folded
 from .likelihoods import LIKELIHOODS
 from .stack import LSTMStack, State
 
@@ -256,6 +256,9 @@ class FusedComposite(nn.Module):
 
     def _closed_loop(self, state: State, steps: int, truth: Tensor | None, feedback: float, copy: bool) -> Tensor:
         """A conditional predictor on its own output, mixed with the truth where there is one and `feedback` < 1."""
+        on_its_own = truth is None or feedback == 1
+        if on_its_own and self.likelihood is LIKELIHOODS["gaussian"] and folds(self.predictor, state, steps):
+            return run_folded(self.predictor, self.prediction_head, state, steps, copy)
         batch = state[0].size(1)
         previous = state[0].new_zeros(batch, self.prediction_head.out_features)
         outputs: list[Tensor] = []

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from .. import backends
 from ..backends import Request, reference
+from ..backends.windows import CHECKPOINT_STEPS, MIN_STEPS
 
 _FORWARD, _BACKWARD = "lstmvid::lstm_sequence", "lstmvid::lstm_sequence_bwd"
 
@@ -246,7 +247,7 @@ def lstm_sequence(
     all_cells: bool = False,
     backend: str = "auto",
     recompute: str = "auto",
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> LSTMResult:
     """Run `G` stacks over `steps` frames: chooses the backend, then calls the operator (shapes: this module's head).
 
@@ -287,6 +288,6 @@ def lstm_sequence(
     output, h_n, c_n, _, cells, _ = torch.ops.lstmvid.lstm_sequence(
         *(frames, h_0, c_0.to(state_dtype(h_0.dtype)), flat, lengths, steps),
         *(first.bias_ih is not None, first.peephole is not None, reverse),
-        *(needs_grad, all_cells, recompute == "gates", chunk, name),
+        *(needs_grad, all_cells, recompute == "gates", chunk or CHECKPOINT_STEPS.get(device, MIN_STEPS), name),
     )
     return LSTMResult(output, h_n, c_n.to(cell_dtype), cells if all_cells else None)

@@ -199,6 +199,21 @@ def test_decoders_that_are_alike_take_one_call(options, future, groups):
     assert calls.seen == groups
 
 
+@pytest.mark.parametrize("copy_state", [(), ("predict",)])
+def test_a_linear_predictor_on_its_own_output_takes_one_call(copy_state):
+    """Folded into a recurrence without input; what a predictor of two layers, which can't be, does step by step."""
+    options = {"predict": "conditional", "likelihood": "gaussian", "copy_state": copy_state, "backend": "reference"}
+    model = _model(num_layers=1, **options)
+    frames = torch.rand(4, 2, 1, 3, 4)
+    with Groups() as calls:
+        model.predict(frames, 50)
+    assert len(calls.seen) == (2 if copy_state else 3)  # the encoder, the first step, the others
+    deep = _model(num_layers=2, **options)
+    with Groups() as calls:
+        deep.predict(frames, 50)
+    assert len(calls.seen) == (50 if copy_state else 51)
+
+
 def test_batch_first_and_uint8():
     model = _model(predict="conditional")
     first = _model(predict="conditional", batch_first=True)
