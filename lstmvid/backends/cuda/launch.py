@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -82,26 +80,3 @@ def unavailable(request) -> str | None:
     if request.dtype not in ELEMENT_BYTES:
         return f"it computes in float32, bfloat16 and float16, got {request.dtype}"
     return "it has no projections (proj_size)" if request.proj_size else None
-
-
-def allows_tf32(dtype: torch.dtype) -> bool:
-    """Whether float32 products may be computed in tf32: by cuDNN's setting for RNNs, as in `torch.nn.LSTM`."""
-    return dtype == torch.float32 and torch.backends.cudnn.rnn.fp32_precision == "tf32"
-
-
-@contextmanager
-def products_in_tf32(dtype: torch.dtype, allowed: bool) -> Iterator[None]:
-    """The library's float32 products as the recurrence's own, not by the setting for products.
-
-    The newer setting, which a product reads; the older ones, which refuse a mixture, are as before when this ends.
-    """
-    if dtype != torch.float32:
-        yield
-        return
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32" if allowed else "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
