@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch as _torch
 
-from . import cpu, cuda, reference, torch
+from . import cpu, cuda, reference, torch, triton
 
 NAMES = ("auto", "cuda", "triton", "cpu", "torch", "reference")
-KERNELS = {"reference": reference, "cpu": cpu, "cuda": cuda}
+KERNELS = {"reference": reference, "cpu": cpu, "cuda": cuda, "triton": triton}
 RECOMPUTE = ("none", "gates", "auto")
 
 # GPU architectures, 10 * major + minor, on which the tests have passed and whose benchmark result is committed.
@@ -57,7 +57,7 @@ def check_names(backend: str, recompute: str) -> None:
 def unavailable(name: str, request: Request) -> str | None:
     """Why backend `name` can't serve the request, or None if it can."""
     if name == "triton":
-        return "its kernels are not part of this version"
+        return triton.unavailable(request)
     if name == "cuda":
         return cuda.unavailable(request)
     if name == "cpu":

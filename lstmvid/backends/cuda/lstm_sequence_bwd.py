@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ... import _native
-from ..dense import add_linear, input_gradient_into, linear_into, products_in_tf32
+from ..dense import input_gradient_into, products_in_tf32
 from ..layers import Weights, layer_weights
+from ..recompute import preactivations_into
 from ..weight_gradients import Saved, Totals, gradients_of_nothing, weight_gradients
 from ..windows import Window, origins, windows
 from . import wavefront
@@ -105,19 +106,10 @@ class _Windows:
         return layer.cells[group, time.stop if layer.reverse[group] else time.start - 1]
 
     def _project(self, group: int, window: Window, time: slice) -> None:
-        """The gates' pre-activations but for the peepholes' part, by dense products."""
         layer, x = self.layer, self.layer.inputs[group]
-        weights, z = layer.weights[group], self.gates[group, : time.stop - time.start]
-        if x is not None:
-            linear_into(z, x[time], weights.weight_ih, weights.bias)
-        elif weights.bias is not None:
-            z.copy_(weights.bias.expand_as(z))
-        else:
-            z.zero_()
         origin = origins(layer.h_0[group], self.lengths, window, self.steps, layer.reverse[group])
-        add_linear(z[origin.rest], layer.output[group, origin.neighbours], weights.weight_hh)
-        if origin.start is not None:
-            origin.add_first(z, torch.mm(origin.start, weights.weight_hh.t()))
+        z = self.gates[group, : time.stop - time.start]
+        preactivations_into(z, None if x is None else x[time], layer.output[group], layer.weights[group], origin)
 
 
 def _pieces(layer: _Layer, parts: list[Window], lengths: Tensor | None, how: How) -> Iterator[_Piece]:
