@@ -5,7 +5,7 @@ Triton itself is imported by the first call, so that the package needs none and 
 
 from .launch import unavailable
 
-__all__ = ["backward", "forward", "unavailable"]
+__all__ = ["backward", "forward", "frame_loss", "unavailable"]
 
 
 def forward(*arguments):
@@ -20,3 +20,10 @@ def backward(*arguments):
     from .lstm_sequence_bwd import backward
 
     return backward(*arguments)
+
+
+def frame_loss(*arguments):
+    """As the operator's schema says (`lstmvid/ops/frame_loss.py`)."""
+    from .frame_loss import frame_loss
+
+    return frame_loss(*arguments)

@@ -62,15 +62,15 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def step_configs(kind: str) -> Iterator[Config]:
+def step_configs(kind: str, *, is_amd: bool = False) -> Iterator[Config]:
     """The table's configurations of a launch a step."""
     block_k = {"16 bits": 64, "tf32": 32, "ieee": 16}[kind]
-    for block_b in _TILES_B:
+    for block_b in _TILES_B[:-1] if kind == "ieee" else _TILES_B:
         for block_h in _TILES_H:
             cells = block_b * block_h
             # A thread's share of four gates, their sums and what they read: 8 cells are what registers hold.
             if cells <= 2048:
-                yield Config(False, block_b, block_h, block_k, 8 if cells > 512 else 4, 3)
+                yield Config(False, block_b, block_h, block_k, 8 if cells > 256 else 4, 2 if is_amd else 3)
 
 
 def loop_config(hidden: int, kind: str, limits: DeviceLimits, *, is_amd: bool = False) -> Config | None:
@@ -115,7 +115,7 @@ def choose(
     if (config := loop_config(hidden, kind, limits, is_amd=is_amd)) is not None:
         return config
     best, fastest = None, float("inf")
-    for config in step_configs(kind):
+    for config in step_configs(kind, is_amd=is_amd):
         time, _ = predict(config, hidden, batch, kind, limits, groups=groups, backward=backward)
         # A difference below what the prediction can know doesn't count: the earlier, smaller tile stays.
         if best is None or time < 0.98 * fastest:

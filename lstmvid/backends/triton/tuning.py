@@ -59,7 +59,7 @@ def choose(hidden: int, batch: int, kind: str, limits: DeviceLimits, *, backward
 
 def candidates(kind: str, block_b: int) -> list[Config]:
     """What is measured for a tile of so many sequences: the table's, each also with other numbers of stages."""
-    table = [config for config in step_configs(kind) if config.block_b == block_b]
+    table = [config for config in step_configs(kind, is_amd=is_amd()) if config.block_b == block_b]
     return [config._replace(stages=stages) for config in table for stages in (2, 3, 4)]
 
 
