@@ -24,7 +24,7 @@ from .. import backends
 from ..backends import BackendUnavailable, Request, reference
 from .lstm_sequence import autocast_dtype, state_dtype
 
-BACKENDS = {"reference": reference.frame_loss, "triton": backends.triton.frame_loss}
+BACKENDS = {"reference": reference.frame_loss, "triton": backends.triton.compute_frame_loss}
 LIKELIHOODS = ("bernoulli", "gaussian", "rectified")
 CHUNK_BYTES = 64 << 20  # of the logits' gradient
 

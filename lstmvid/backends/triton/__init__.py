@@ -5,7 +5,7 @@ Triton itself is imported by the first call, so that the package needs none and 
 
 from .launch import unavailable
 
-__all__ = ["backward", "forward", "frame_loss", "unavailable"]
+__all__ = ["backward", "compute_frame_loss", "forward", "unavailable"]
 
 
 def forward(*arguments):
@@ -22,7 +22,7 @@ def backward(*arguments):
     return backward(*arguments)
 
 
-def frame_loss(*arguments):
+def compute_frame_loss(*arguments):
     """As the operator's schema says (`lstmvid/ops/frame_loss.py`)."""
     from .frame_loss import frame_loss
 

@@ -11,8 +11,12 @@ from .configuration import operands
 from .frame_loss_kernels import frame_loss_kernel
 from .launch import on, products
 
-BLOCK_R, BLOCK_D, WARPS, STAGES = 64, 64, 8, 3
-BLOCK_K = {"16 bits": 64, "tf32": 32, "ieee": 16}
+WARPS, STAGES = 8, 3
+BLOCKS = {  # a program's tile of rows, of frame values, and of K
+    "16 bits": {"BLOCK_R": 64, "BLOCK_D": 64, "BLOCK_K": 64},
+    "tf32": {"BLOCK_R": 64, "BLOCK_D": 64, "BLOCK_K": 32},
+    "ieee": {"BLOCK_R": 32, "BLOCK_D": 64, "BLOCK_K": 16},
+}
 
 
 def _sum_and_gradient(
@@ -22,7 +26,8 @@ def _sum_and_gradient(
     rows, size = hidden.shape
     features = len(weight)
     precision = products(hidden.dtype, allows_tf32(hidden.dtype))
-    grid = (triton.cdiv(rows, BLOCK_R), triton.cdiv(features, BLOCK_D))
+    blocks = BLOCKS[operands(hidden.dtype, precision)]
+    grid = (triton.cdiv(rows, blocks["BLOCK_R"]), triton.cdiv(features, blocks["BLOCK_D"]))
     parts = hidden.new_empty(grid, dtype=torch.float32)
     with on(hidden.device):
         frame_loss_kernel[grid](
@@ -33,9 +38,7 @@ def _sum_and_gradient(
             HAS_BIAS=bias is not None,
             IS_BYTES=target.dtype == torch.uint8,
             SAVE=grad is not None,
-            BLOCK_R=BLOCK_R,
-            BLOCK_D=BLOCK_D,
-            BLOCK_K=BLOCK_K[operands(hidden.dtype, precision)],
+            **blocks,
             num_warps=WARPS,
             num_stages=STAGES,
         )
