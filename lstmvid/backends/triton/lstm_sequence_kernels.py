@@ -207,7 +207,7 @@ def lstm_step_fwd_kernel(
 
     tile = (batch, hidden, offs_b, offs_h, mask_b, mask_h)
     z_i, z_f, z_g, z_o = _input_part(fields, time, tile, DTYPE, HAS_PROJECTION, HAS_BIAS, ALIGNED)
-    gate = hidden.to(tl.int64) * hidden  # from one gate's weights to the next one's
+    gate = tl.cast(hidden, tl.int64) * hidden  # from one gate's weights to the next one's
     weights = _pointer(fields, _WEIGHT_HH, DTYPE, ALIGNED) + offs_h[None, :].to(tl.int64) * hidden
     for k in range(0, hidden, BLOCK_K):
         offs_k = k + tl.arange(0, BLOCK_K)
