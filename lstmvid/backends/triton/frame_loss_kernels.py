@@ -92,5 +92,5 @@ def frame_loss_kernel(
     loss, dz = _loss_and_gradient(z, v, LIKELIHOOD)
     if SAVE:
         tl.store(grad_ptr + place, _rounded(dz, grad_ptr.dtype.element_ty), mask=mask)
-    part = tl.sum(tl.sum(tl.where(mask, loss, 0.0), 1), 0)
-    tl.store(parts_ptr + tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1), part)
+    part = parts_ptr + tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(part, tl.sum(tl.where(mask, loss, 0.0)))
