@@ -27,6 +27,7 @@ from .lstm_sequence import autocast_dtype, state_dtype
 BACKENDS = {"reference": reference.frame_loss, "triton": backends.triton.compute_frame_loss}
 LIKELIHOODS = ("bernoulli", "gaussian", "rectified")
 CHUNK_BYTES = 64 << 20  # of the logits' gradient
+CHUNK_ROWS = 1 << 14  # frames of all sequences: what a product sums up in half precision stays within its range
 
 _FORWARD, _BACKWARD = "lstmvid::frame_loss", "lstmvid::frame_loss_bwd"
 
@@ -169,6 +170,7 @@ def frame_loss(
     name = _resolve(backend, Request(hidden.device.type, hidden.dtype, steps, batch, size, size))
     needs_grad = any(tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias))
     save = torch.is_grad_enabled() and needs_grad
-    chunk = max(CHUNK_BYTES // max(batch * weight.size(0) * hidden.element_size(), 1), 1)
+    rows = min(CHUNK_BYTES // max(weight.size(0) * hidden.element_size(), 1), CHUNK_ROWS)
+    chunk = max(rows // max(batch, 1), 1)
     loss = torch.ops.lstmvid.frame_loss(hidden, weight, bias, target, likelihood, save, chunk, name)[0]
     return loss / (steps * batch)

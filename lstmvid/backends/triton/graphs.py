@@ -16,7 +16,6 @@ from torch import Tensor
 from .launch import is_amd
 
 MAX_GRAPHS = 64
-MAX_STEPS = 1024  # of a graph; a node takes about a kilobyte on the device
 _SHORT_OF_MEMORY = 1 / 32  # of the device's memory
 
 

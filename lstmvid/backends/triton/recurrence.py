@@ -13,7 +13,7 @@ from ..dense import allows_tf32
 from ..windows import Window, windows
 from . import tuning
 from .configuration import Config, operands
-from .graphs import GRAPHS, MAX_STEPS, can_capture
+from .graphs import GRAPHS, can_capture
 from .launch import is_amd, limits_of, on, products
 from .lstm_sequence_kernels import (
     lstm_gates_kernel,
@@ -27,7 +27,7 @@ from .record_kernels import lstm_record_kernel
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 FIELDS = tuple(lstm_record_kernel.arg_names[2:])  # of a group's record
 _SCAN_BLOCK = 256  # units of a program of the gates' scan
-_GRAPH_STEPS = 256  # of a graph: longer sequences replay it
+_GRAPH_STEPS = 256  # of a graph, in which a step takes about a kilobyte on the device: longer sequences replay it
 
 # What a group's record is made of: by name a tensor of which the address counts, a number, or None.
 Record = dict[str, Tensor | int | None]
@@ -84,7 +84,7 @@ class Recurrence:
     def _run_piece(self, steps: int, records: list[Record]) -> None:
         aligned = _is_aligned(records)
         captured = None
-        if not self.config.loops and steps <= MAX_STEPS and can_capture(self.device):
+        if not self.config.loops and can_capture(self.device):
             stream = torch.cuda.current_stream(self.device)
             options = (self.backward, tuple(self.flags.items()), self.config, aligned)
             key = (stream.device_index, stream.cuda_stream, steps, self.groups, self.batch, self.hidden, options)

@@ -41,6 +41,8 @@ def _measured() -> dict[str, dict[str, list]]:
         return json.loads(_file().read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{_file()} isn't what the tuner wrote ({error}): delete it, or tune again") from error
 
 
 def _key(hidden: int, kind: str, limits: DeviceLimits, backward: bool) -> str:
@@ -75,6 +77,8 @@ def _store(found: dict[str, dict[str, list]]) -> None:
 
 def _timer(hidden: int, dtype: torch.dtype, device: torch.device) -> Callable[[Config, int, bool], float]:
     """Seconds of a window of steps, the median of some rounds; tensors hold zeros, which takes the same time."""
+    from triton.runtime.errors import OutOfResources
+
     from ..windows import Window
     from .recurrence import Recurrence
 
@@ -92,12 +96,15 @@ def _timer(hidden: int, dtype: torch.dtype, device: torch.device) -> Callable[[C
         record |= {"cells": cs, "gates": zs[0], "c_start": cs[0], "grad_output": hs, "grad_gates": zs[1]}
         record |= {"grad_h": torch.zeros_like(cs[0]), "grad_c": torch.zeros_like(cs[0])}
         times = []
-        for _ in range(_ROUNDS + 2):  # the first compiles, the second captures a graph
-            torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            recurrence.run(Window(0, _STEPS), lambda *_: record)
-            torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
+        try:
+            for _ in range(_ROUNDS + 2):  # the first compiles, the second captures a graph
+                torch.cuda.synchronize(device)
+                start = time.perf_counter()
+                recurrence.run(Window(0, _STEPS), lambda *_: record)
+                torch.cuda.synchronize(device)
+                times.append(time.perf_counter() - start)
+        except OutOfResources:  # more stages than shared memory holds
+            return float("inf")
         return statistics.median(times[2:])
 
     return measure

@@ -103,6 +103,13 @@ def test_nothing_to_tune_where_one_program_holds_all(tuning):
         tuning.tune(64, torch.bfloat16, measure=lambda *_: 0.0)
 
 
+def test_a_damaged_file_is_named(tuning, tmp_path):
+    (tmp_path / "lstmvid").mkdir()
+    (tmp_path / "lstmvid" / "triton.json").write_text("{")
+    with pytest.raises(ValueError, match=r"triton.json isn't what the tuner wrote"):
+        tuning.choose(1024, 80, "16 bits", DEVICES["H100"], backward=False)
+
+
 def test_tuning_is_opt_in(tuning, tmp_path):
     tuning.choose(1024, 80, "16 bits", DEVICES["H100"], backward=False)
     assert list(tmp_path.iterdir()) == []
