@@ -12,6 +12,7 @@ from torch import nn
 from . import backends
 from .backends import Request, cuda
 from .backends import plan as planner
+from .backends.dense import allows_tf32
 from .backends.estimate import Estimate, estimate, kept_bytes
 from .nn.calls import Call, calls_of
 
@@ -192,7 +193,7 @@ def _plan(name: str, request: Request, backend: str, device: _Device) -> CallPla
         reasons[candidate] = reason
     forward = backward = None
     if device.limits is not None and backends.unavailable("cuda", request, device.limits.arch) is None:
-        options = {"tf32": cuda.allows_tf32(request.dtype)}
+        options = {"tf32": allows_tf32(request.dtype)}
         forward = estimate(request, device.limits, save=request.needs_grad, **options)
         backward = estimate(request, device.limits, backward=True, **options) if request.needs_grad else None
     return CallPlan(name, request, chosen, reasons, forward, backward)

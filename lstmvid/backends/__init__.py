@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch as _torch
 
-from . import cpu, cuda, reference, torch
+from . import cpu, cuda, reference, torch, triton
 
 NAMES = ("auto", "cuda", "triton", "cpu", "torch", "reference")
-KERNELS = {"reference": reference, "cpu": cpu, "cuda": cuda}
+KERNELS = {"reference": reference, "cpu": cpu, "cuda": cuda, "triton": triton}
 RECOMPUTE = ("none", "gates", "auto")
 
 # GPU architectures, 10 * major + minor, on which the tests have passed and whose benchmark result is committed.
@@ -60,7 +60,7 @@ def unavailable(name: str, request: Request, arch: int | None = None) -> str | N
     `arch`: on a GPU of that architecture (10 * major + minor), which needn't be here.
     """
     if name == "triton":
-        return "its kernels are not part of this version"
+        return triton.unavailable(request) if arch is None else triton.unavailable_on(arch, request)
     if name == "cuda":
         return cuda.unavailable(request) if arch is None else cuda.unavailable_on(arch, request)
     if name == "cpu":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -66,3 +69,26 @@ def add_weight_gradient(total: Tensor | None, grad_gates: Tensor, operand: Tenso
     """`weight_gradient` without copies of its operands, added in place to a total where there is one."""
     rows, columns = grad_gates.flatten(0, -2).t(), operand.flatten(0, -2)
     return torch.mm(rows, columns) if total is None else total.addmm_(rows, columns)
+
+
+def allows_tf32(dtype: torch.dtype) -> bool:
+    """Whether float32 products may be computed in tf32: by cuDNN's setting for RNNs, as in `torch.nn.LSTM`."""
+    return dtype == torch.float32 and torch.backends.cudnn.rnn.fp32_precision == "tf32"
+
+
+@contextmanager
+def products_in_tf32(dtype: torch.dtype, allowed: bool) -> Iterator[None]:
+    """The library's float32 products as the recurrence's own, not by the setting for products.
+
+    The newer setting, which a product reads; the older ones, which refuse a mixture, are as before when this ends.
+    """
+    if dtype != torch.float32:
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32" if allowed else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from lstmvid import LSTM, BackendUnavailable, _native, backends
 from lstmvid.backends import Request, resolve
+
+NOT_INTERPRETED = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="Triton is not installed, or its interpreter runs the kernels",
+)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +42,9 @@ def test_auto(request_, expected):
 @pytest.mark.parametrize(
     ("name", "request_", "reason"),
     [
-        ("triton", Request("cuda", torch.float32), "not part of this version"),
+        pytest.param(
+            "triton", Request("cpu", torch.float32), "runs on GPUs, the tensors are on cpu", marks=NOT_INTERPRETED
+        ),
         ("cpu", Request("cuda", torch.float32), "on cuda"),
         ("cpu", Request("cpu", torch.float16), "float16"),
         ("torch", Request("cpu", torch.float32, peephole=True), "peepholes"),
@@ -88,6 +99,70 @@ def test_auto_takes_cuda_on_proven_architectures_only(device_90, monkeypatch):
     assert resolve("auto", request._replace(needs_grad=True, recompute="gates")) == "cuda"
 
 
+@pytest.fixture
+def triton_on_a_gpu(monkeypatch):
+    """As if there were Triton and a GPU of compute capability 9.0."""
+    monkeypatch.setattr(backends.triton.launch, "why_missing", lambda: "")
+    monkeypatch.setattr(backends.triton.launch, "is_interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_triton_by_name_only(dtype, triton_on_a_gpu, monkeypatch):
+    request = Request("cuda", dtype, peephole=True, lengths=True, all_cells=True, groups=3, needs_grad=True)
+    for recompute in ("none", "gates", "auto"):
+        assert resolve("triton", request._replace(recompute=recompute)) == "triton"
+    # No GPU has proven it, whatever is proven of others.
+    monkeypatch.setattr(backends, "_PROVEN_ARCHITECTURES", (90,))
+    assert resolve("auto", request) != "triton"
+    assert resolve("auto", Request("cuda", dtype)) != "triton"
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (Request("cpu", torch.float32), "runs on GPUs, the tensors are on cpu"),
+        (Request("cuda", torch.float64), "float64"),
+        (Request("cuda", torch.float32, proj_size=3), "proj_size"),
+    ],
+)
+def test_reasons_of_triton(request_, reason, triton_on_a_gpu):
+    with pytest.raises(BackendUnavailable, match=reason):
+        resolve("triton", request_)
+
+
+def test_triton_on_a_gpu_it_cannot_serve(triton_on_a_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert "compute capability 8.0, this GPU has 7.5" in backends.triton.unavailable(Request("cuda", torch.float32))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "torch sees no GPU" in backends.triton.unavailable(Request("cuda", torch.float32))
+
+
+WITHOUT_TRITON = """
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "triton":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+import importlib.util, torch
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *of: None if name == "triton" else found(name, *of)
+import lstmvid
+try:
+    lstmvid.LSTM(2, 3, backend="triton")(torch.zeros(1, 1, 2))
+except lstmvid.BackendUnavailable as error:
+    print(error)
+"""
+
+
+def test_without_triton():
+    """The package works, and says what to install."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=True)
+    assert "Triton is not installed (pip install 'lstmvid[triton]')" in done.stdout
+
+
 def test_cuda_on_a_gpu_it_cannot_serve(monkeypatch):
     why = backends.cuda.launch._why_not_on
     why.cache_clear()
@@ -140,14 +215,16 @@ def test_nobody_can():
 def test_on_a_gpu_that_is_not_here(monkeypatch):
     request = Request("cuda", torch.bfloat16)
     assert resolve("cuda", request, arch=90) == "cuda"
+    assert resolve("triton", request, arch=90) == "triton"
     assert resolve("auto", request, arch=90) == "torch"
     monkeypatch.setattr(backends, "_PROVEN_ARCHITECTURES", (90,))
     assert resolve("auto", request, arch=90) == "cuda"
     assert resolve("auto", request, arch=80) == "torch"
     with pytest.raises(BackendUnavailable, match=r"compute capability 8\.0, this GPU has 7\.5"):
         resolve("cuda", request, arch=75)
-    with pytest.raises(BackendUnavailable, match="float64"):
-        resolve("cuda", request._replace(dtype=torch.float64), arch=90)
+    for name in ("cuda", "triton"):
+        with pytest.raises(BackendUnavailable, match="float64"):
+            resolve(name, request._replace(dtype=torch.float64), arch=90)
 
 
 def test_without_the_native_module(monkeypatch):

@@ -14,6 +14,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import lstmvid
+from lstmvid import backends
+from lstmvid.backends import Request
 
 pytest.importorskip("rich")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -343,7 +345,7 @@ def test_quick_on_the_command_line(tmp_path):
         (["--dtype", "fp8"], "--dtype: invalid choice: 'fp8'"),
         (["--dtype", "fp16"], "--dtype fp16: measured on cpu are fp32, bf16"),
         (["--backend", "fastest"], "--backend: invalid choice: 'fastest'"),
-        (["--backend", "triton"], "--backend triton: its kernels are not part of this version"),
+        (["--backend", "triton"], f"--backend triton: {backends.triton.unavailable(Request('cpu', torch.float32))}"),
         (["--model", "lstm", "--mode", "generation"], "no such model has this mode"),
         (["--steps", "1000000", "--batch", "1000", "--hidden", "4096"], "GiB are free"),
         (["--output", __file__], "--output"),

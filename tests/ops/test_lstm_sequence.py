@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lstmvid
-from lstmvid import testing
-from lstmvid.backends import reference, windows
+from lstmvid import backends, testing
+from lstmvid.backends import Request, reference, windows
 from lstmvid.ops.lstm_sequence import state_dtype
 from lstmvid.testing import Case, check, run
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-BACKENDS = ["reference", "cpu"]
+# Triton's kernels take the CPU's tensors in its interpreter only: tests/backends/triton/interpret runs this file so.
+BACKENDS = ["reference", "cpu"] + (["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else [])
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+EXACT = {"triton": torch.float32}  # where it isn't float64: the widest dtype of a backend
 
 # Sizes of one, odd ones, none that a tile divides, and every option by itself and with the others.
 CASES = {
@@ -46,10 +48,17 @@ CASES = {
 }
 
 
+def serves(backend: str, dtype: torch.dtype) -> None:
+    """Skip what is no test of this backend: a dtype that it doesn't compute in."""
+    if reason := backends.unavailable(backend, Request("cpu", dtype)):
+        pytest.skip(reason)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_reference(backend, dtype, name):
+    serves(backend, dtype)
     check(Case(dtype=dtype, **CASES[name]), backend)
 
 
@@ -238,6 +247,7 @@ def test_gradcheck_of_the_reference(lengths):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("all_cells", [False, True])
 def test_double_backward(backend, all_cells):
+    serves(backend, torch.float64)
     case = Case(steps=2, batch=2, input_size=2, hidden_size=2, peephole=True, all_cells=all_cells, dtype=torch.float64)
     inputs, h_0, c_0, weights, *rest = _arguments(case, requires_grad=True)
 
@@ -277,7 +287,7 @@ def test_same_bits_for_any_number_of_threads(dtype, restored_threads):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_non_contiguous_arguments(backend):
-    case = Case(num_layers=2, dtype=torch.float64)
+    case = Case(num_layers=2, dtype=EXACT.get(backend, torch.float64))
     expected = run(case, backend).values
     for key, tensors in case.tensors.items():
         case.tensors[key] = [_strided(tensor) for tensor in tensors]
@@ -305,6 +315,7 @@ def test_empty_batch(backend):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_saturated_gates(backend, dtype):
     """Pre-activations beyond exp's range: sigmoid and tanh reach their limits, gradients vanish, nothing is NaN."""
+    serves(backend, dtype)
     case = Case(dtype=dtype, peephole=True, batch=20, hidden_size=20)
     case.tensors["inputs"] = [x * 1000 for x in case.tensors["inputs"]]
     check(case, backend)
@@ -334,14 +345,14 @@ def test_padding_is_never_read(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_frozen_weights_and_inputs(backend):
     """Only what needs a gradient is computed, and it is the same."""
-    case = Case(num_layers=2, dtype=torch.float64)
+    case = Case(num_layers=2, dtype=EXACT.get(backend, torch.float64))
     expected = run(case, backend).values
     for frozen in ("inputs", "weights"):
         inputs, h_0, c_0, weights, *rest = _arguments(case, requires_grad=True)
         for tensor in inputs if frozen == "inputs" else weights:
             tensor.requires_grad_(False)
         output, h_n, c_n, *_ = torch.ops.lstmvid.lstm_sequence(inputs, h_0, c_0, weights, *rest, backend)
-        seeds = case.tensors["seeds"]
+        seeds = [seed.to(case.dtype) for seed in case.tensors["seeds"]]
         torch.autograd.backward([output, h_n, c_n], seeds[:3])
         assert torch.equal(h_0.grad, expected["grad_h_0"])
         kept = weights[0].grad if frozen == "inputs" else inputs[0].grad

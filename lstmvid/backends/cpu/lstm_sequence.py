@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ... import _native
 from ..dense import input_gradient, linear, weight_gradient
-from ..layers import Weights, WeightTotals, gradients_of_nothing, layer_weights
+from ..layers import Weights, layer_weights
+from ..weight_gradients import Totals, gradients_of_nothing
 from ..windows import Window, even_windows, origins, windows
 
 
@@ -291,7 +292,7 @@ def backward(
         return gradients_of_nothing(h_0, c_0, inputs, weights, grad_h_n, grad_c_n, need_inputs, need_weights)
     parts = windows(steps, chunk if recompute else steps)
     layers = layer_weights(weights, bool(inputs), num_layers, bias, peephole)
-    totals = WeightTotals(len(layers), len(parts) > 1, c_0.dtype)
+    totals = Totals(len(layers), len(parts) > 1, c_0.dtype)
     grad_h_0, grad_c_0 = torch.empty_like(h_0), torch.empty_like(c_0)
     grad_inputs: list[Tensor] = []
     for group in range(groups):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -93,26 +91,3 @@ def _why_not(request) -> str | None:
 
 def _needs(arch: int) -> str:
     return f"it needs compute capability 8.0, this GPU has {arch / 10}" if arch < 80 else ""
-
-
-def allows_tf32(dtype: torch.dtype) -> bool:
-    """Whether float32 products may be computed in tf32: by cuDNN's setting for RNNs, as in `torch.nn.LSTM`."""
-    return dtype == torch.float32 and torch.backends.cudnn.rnn.fp32_precision == "tf32"
-
-
-@contextmanager
-def products_in_tf32(dtype: torch.dtype, allowed: bool) -> Iterator[None]:
-    """The library's float32 products as the recurrence's own, not by the setting for products.
-
-    The newer setting, which a product reads; the older ones, which refuse a mixture, are as before when this ends.
-    """
-    if dtype != torch.float32:
-        yield
-        return
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32" if allowed else "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ... import _native
-from ..dense import add_linear, input_gradient_into, linear_into
-from ..layers import Weights, WeightTotals, gradients_of_nothing, layer_weights
+from ..dense import input_gradient_into, products_in_tf32
+from ..layers import Weights, layer_weights
+from ..recompute import preactivations_into
+from ..weight_gradients import Saved, Totals, gradients_of_nothing, weight_gradients
 from ..windows import Window, origins, windows
 from . import wavefront
-from .launch import products_in_tf32
 from .recurrence import How, arguments, choose, choose_wavefront, launch, workspace
 from .wavefront import Seeds, Stack
-from .weight_gradients import Saved, weight_gradients
 
 
 class _Layer(NamedTuple):
@@ -106,19 +106,10 @@ class _Windows:
         return layer.cells[group, time.stop if layer.reverse[group] else time.start - 1]
 
     def _project(self, group: int, window: Window, time: slice) -> None:
-        """The gates' pre-activations but for the peepholes' part, by dense products."""
         layer, x = self.layer, self.layer.inputs[group]
-        weights, z = layer.weights[group], self.gates[group, : time.stop - time.start]
-        if x is not None:
-            linear_into(z, x[time], weights.weight_ih, weights.bias)
-        elif weights.bias is not None:
-            z.copy_(weights.bias.expand_as(z))
-        else:
-            z.zero_()
         origin = origins(layer.h_0[group], self.lengths, window, self.steps, layer.reverse[group])
-        add_linear(z[origin.rest], layer.output[group, origin.neighbours], weights.weight_hh)
-        if origin.start is not None:
-            origin.add_first(z, torch.mm(origin.start, weights.weight_hh.t()))
+        z = self.gates[group, : time.stop - time.start]
+        preactivations_into(z, None if x is None else x[time], layer.output[group], layer.weights[group], origin)
 
 
 def _pieces(layer: _Layer, parts: list[Window], lengths: Tensor | None, how: How) -> Iterator[_Piece]:
@@ -177,7 +168,7 @@ class _Call(NamedTuple):
     grad_inputs: list[Tensor]  # none if not needed
     grad_h_0: Tensor
     grad_c_0: Tensor
-    totals: WeightTotals | None  # if needed
+    totals: Totals | None  # if needed
 
     def seeds_of(self, part: tuple, grad_y: Tensor | None) -> dict[str, Tensor | None]:
         """By the kernel's names; `grad_y` is that of the layer's own output."""
@@ -295,7 +286,7 @@ def backward(
         grad_inputs=[room(x, memory_format=torch.contiguous_format) for x in inputs] if need_inputs else [],
         grad_h_0=torch.empty_like(h_0, memory_format=torch.contiguous_format),
         grad_c_0=torch.empty_like(c_0, memory_format=torch.contiguous_format),
-        totals=WeightTotals(groups * layers, len(parts) > 1 or found is not None, c_0.dtype) if need_weights else None,
+        totals=Totals(groups * layers, len(parts) > 1 or found is not None, c_0.dtype) if need_weights else None,
     )
     with products_in_tf32(h_0.dtype, how.allow_tf32):
         if found is None:

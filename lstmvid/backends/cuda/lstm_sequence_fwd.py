@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from ... import _native
-from ..dense import linear_into
+from ..dense import linear_into, products_in_tf32
 from ..layers import Weights, layer_weights
 from ..windows import Window, even_windows, windows
 from . import wavefront
-from .launch import products_in_tf32
 from .recurrence import How, arguments, choose, choose_wavefront, launch, workspace
 from .wavefront import Stack
 

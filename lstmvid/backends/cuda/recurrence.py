@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ... import _native
+from ..dense import allows_tf32
 from ..layers import Weights
 from ..plan import Plan, plan
 from ..wavefront import wavefront
 from ..windows import Window
-from .launch import Target, allows_tf32, target_of
+from .launch import Target, target_of
 
 # The cheapest poll takes about ten nanoseconds, so that this is more than a second, far beyond the longest step; the
 # dearest, of a flag in another block's reach, about a microsecond: then a broken launch ends within three minutes.

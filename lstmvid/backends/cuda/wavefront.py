@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..dense import input_gradient_into, linear_into
 from ..layers import Weights
+from ..weight_gradients import Saved
 from ..windows import Window, origins, windows
 from .recurrence import How, arguments, launch, workspace
-from .weight_gradients import Saved
 
 
 class Stack(NamedTuple):

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lstmvid import _native
-from lstmvid.backends import reference, windows
+from lstmvid.backends import dense, reference, windows
+from lstmvid.backends import weight_gradients as gradients
 from lstmvid.backends.cuda import launch, lstm_sequence_fwd, recurrence
-from lstmvid.backends.cuda import weight_gradients as gradients
 from lstmvid.backends.plan import DEVICES, Plan, plan
 from lstmvid.testing import Case, run
 
@@ -322,7 +322,7 @@ def test_the_setting_for_products_is_as_before(before, allowed):
         if before is not None:
             matmul.allow_tf32 = before
         settings = (matmul.fp32_precision, matmul.allow_tf32, torch.get_float32_matmul_precision())
-        with launch.products_in_tf32(torch.float32, allowed):
+        with dense.products_in_tf32(torch.float32, allowed):
             assert matmul.fp32_precision == ("tf32" if allowed else "ieee")
         assert (matmul.fp32_precision, matmul.allow_tf32, torch.get_float32_matmul_precision()) == settings
     finally:

@@ -5,13 +5,15 @@ Library GEMMs and reductions, in a fixed order; no sequence is copied for them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ..dense import add_weight_gradient
-from ..layers import Weights
-from ..windows import Origins
+from .dense import add_weight_gradient
+from .layers import Weights
+from .windows import Origins
 
 CHUNK_BYTES = 64 << 20  # of the products that a reduction adds up, at a time
 
@@ -60,12 +62,54 @@ def hidden_gradient(grad_gates: Tensor, output: Tensor, origins: Origins) -> Ten
     return add_weight_gradient(total, grad_gates[origins.rest], output[origins.neighbours])
 
 
-def weight_gradients(weights: Weights, grad_gates: Tensor, saved: Saved, reverse: bool) -> list[Tensor]:
-    """In the operator's order, those that the layer has; `grad_gates` [n, B, 4H]."""
-    gradients = [] if saved.x is None else [add_weight_gradient(None, grad_gates, saved.x)]
-    gradients.append(hidden_gradient(grad_gates, saved.output, saved.origins))
+def vector_gradients(weights: Weights, grad_gates: Tensor, saved: Saved, reverse: bool) -> list[Tensor]:
+    """Of the bias and the peepholes, those that the layer has, by the library's reductions."""
+    gradients = []
     if weights.bias is not None:
         gradients.append(grad_gates.sum((0, 1)))  # accumulates in float32
     if weights.peephole is not None:
         gradients.append(peephole_gradient(grad_gates, saved.cells, saved.c_0, reverse).to(grad_gates.dtype))
     return gradients
+
+
+def weight_gradients(
+    weights: Weights,
+    grad_gates: Tensor,
+    saved: Saved,
+    reverse: bool,
+    vectors: Callable[[Weights, Tensor, Saved, bool], list[Tensor]] = vector_gradients,
+) -> list[Tensor]:
+    """In the operator's order, those that the layer has; `grad_gates` [n, B, 4H]. `vectors`: who reduces."""
+    gradients = [] if saved.x is None else [add_weight_gradient(None, grad_gates, saved.x)]
+    gradients.append(hidden_gradient(grad_gates, saved.output, saved.origins))
+    return gradients + vectors(weights, grad_gates, saved, reverse)
+
+
+class Totals:
+    """The weights' gradients of all layers; in parts, sums over windows in the state's dtype."""
+
+    def __init__(self, number: int, in_parts: bool, state: torch.dtype) -> None:
+        self.sums: list[list[Tensor]] = [[] for _ in range(number)]
+        self.dtype = state if in_parts else None
+
+    def add(self, place: int, gradients: list[Tensor]) -> None:
+        """Of one window, to those of a layer."""
+        sums = self.sums[place]
+        if not sums:
+            sums += gradients if self.dtype is None else [gradient.to(self.dtype) for gradient in gradients]
+            return
+        for total, gradient in zip(sums, gradients, strict=True):
+            total += gradient
+
+    def flat(self, dtype: torch.dtype) -> list[Tensor]:
+        """In the operator's order."""
+        return [total.to(dtype) for sums in self.sums for total in sums]
+
+
+def gradients_of_nothing(h_0, c_0, inputs, weights, grad_h_n, grad_c_n, need_inputs: bool, need_weights: bool):
+    """What `backward` returns for a call without a step or without a sequence."""
+    ends = [
+        torch.zeros_like(state) if grad is None else grad.clone() for state, grad in ((h_0, grad_h_n), (c_0, grad_c_n))
+    ]
+    none = [[torch.zeros_like(tensor) for tensor in given] for given in (inputs, weights)]
+    return none[0] if need_inputs else [], *ends, none[1] if need_weights else []

@@ -1,0 +1,44 @@
+"""What a launch of the recurrent kernels has to know of a group, into device memory.
+
+Addresses, and two numbers: a group's record. Sequences are those of a window of n steps.
+"""
+
+import triton
+import triton.language as tl
+
+
+# No variant for an address that 16 divides: there would be one for each combination of them.
+@triton.jit(do_not_specialize=list(range(1, 21)))
+def lstm_record_kernel(
+    table_ptr,  # [G, number of what follows `group`] int64
+    group,
+    weight_hh: tl.int64,  # [4H, H]
+    projection: tl.int64,  # [n, B, 4H]: W_ih x + b
+    bias: tl.int64,  # [4H], where there is no projection
+    peephole: tl.int64,  # [3H]: i, f, o
+    lengths: tl.int64,  # [B] int64
+    reverse: tl.int64,  # 1 where time runs backwards
+    first_time: tl.int64,  # of the window in the sequence, to compare with lengths
+    h_from: tl.int64,  # [B, H]: before the first step, and after each second one
+    h_to: tl.int64,  # [B, H]: after the others
+    c: tl.int64,  # [B, H]: before the window, then after it
+    output: tl.int64,  # [n, B, H]
+    cells: tl.int64,  # [n, B, H]
+    gates: tl.int64,  # [n, B, 4H] after their activations; may be the same memory as the projection
+    c_start: tl.int64,  # [B, H]: the cells that the window starts from
+    grad_output: tl.int64,  # [n, B, H]
+    grad_cells: tl.int64,  # [n, B, H]
+    grad_gates: tl.int64,  # [n, B, 4H]
+    grad_h: tl.int64,  # [B, H]: with respect to the state after the window, then to that before it
+    grad_c: tl.int64,  # [B, H]: likewise
+):
+    """Write a group's record. As arguments of a launch the numbers are copied with it, into a CUDA graph as well.
+
+    Grid of one.
+    """
+    states = (weight_hh, projection, bias, peephole, lengths, reverse, first_time, h_from, h_to, c, output)
+    saved = (cells, gates, c_start)
+    gradients = (grad_output, grad_cells, grad_gates, grad_h, grad_c)
+    record = states + saved + gradients
+    for index in tl.static_range(len(record)):
+        tl.store(table_ptr + group * len(record) + index, record[index])

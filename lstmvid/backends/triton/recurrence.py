@@ -1,0 +1,121 @@
+"""Launches of the recurrent Triton kernels, as both directions make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..dense import allows_tf32
+from ..windows import Window, windows
+from . import tuning
+from .configuration import Config, operands
+from .graphs import GRAPHS, can_capture
+from .launch import is_amd, limits_of, on, products
+from .lstm_sequence_kernels import (
+    lstm_gates_kernel,
+    lstm_loop_bwd_kernel,
+    lstm_loop_fwd_kernel,
+    lstm_step_bwd_kernel,
+    lstm_step_fwd_kernel,
+)
+from .record_kernels import lstm_record_kernel
+
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+FIELDS = tuple(lstm_record_kernel.arg_names[2:])  # of a group's record
+_SCAN_BLOCK = 256  # units of a program of the gates' scan
+_GRAPH_STEPS = 256  # of a graph, in which a step takes about a kilobyte on the device: longer sequences replay it
+
+# What a group's record is made of: by name a tensor of which the address counts, a number, or None.
+Record = dict[str, Tensor | int | None]
+
+
+def _numbers(record: Record) -> list[int]:
+    values = (record.get(name) for name in FIELDS)
+    return [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in values]
+
+
+def _is_aligned(records: Sequence[Record]) -> bool:
+    tensors = (value for record in records for value in record.values() if isinstance(value, Tensor))
+    return all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+
+
+def _write(table: Tensor, records: Sequence[Record]) -> None:
+    for group, record in enumerate(records):
+        lstm_record_kernel[(1,)](table, group, *_numbers(record), num_warps=1)
+
+
+class Recurrence:
+    """One layer's recurrence in every group, in one direction, over windows of its steps.
+
+    `h_0` [G, B, H] has the sizes, dtype and device; `config` is chosen by them if it isn't given. `flags`: what the
+    kernels compile in or leave out, by their names, such as HAS_PEEPHOLE.
+    """
+
+    def __init__(self, h_0: Tensor, *, backward: bool, config: Config | None = None, **flags: bool) -> None:
+        self.groups, self.batch, self.hidden = h_0.shape
+        self.device, self.backward = h_0.device, backward
+        precision = products(h_0.dtype, allows_tf32(h_0.dtype))
+        self.config = config or tuning.choose(
+            *(self.hidden, self.batch, operands(h_0.dtype, precision), limits_of(h_0.device)),
+            groups=self.groups,
+            backward=backward,
+            is_amd=is_amd(),
+        )
+        self.flags = {"DTYPE": _TYPES[h_0.dtype], "PRECISION": precision, **flags}
+        self.table = torch.empty(self.groups, len(FIELDS), dtype=torch.int64, device=h_0.device)
+
+    def pieces(self, window: Window) -> list[Window]:
+        """The window's steps, as many as go into one launch or graph at a time, in order of processing."""
+        steps = window.end - window.first
+        parts = windows(steps, steps if self.config.loops else _GRAPH_STEPS)
+        return [Window(window.first + part.first, window.first + part.end) for part in parts]
+
+    def run(self, window: Window, record: Callable[[int, Window], Record]) -> None:
+        """The window's steps; `record(group, piece)`: what a group has, sequences as the steps of the piece."""
+        pieces = self.pieces(window)
+        with on(self.device):
+            for piece in reversed(pieces) if self.backward else pieces:
+                self._run_piece(piece.end - piece.first, [record(group, piece) for group in range(self.groups)])
+
+    def _run_piece(self, steps: int, records: list[Record]) -> None:
+        aligned = _is_aligned(records)
+        captured = None
+        if not self.config.loops and can_capture(self.device):
+            stream = torch.cuda.current_stream(self.device)
+            options = (self.backward, tuple(self.flags.items()), self.config, aligned)
+            key = (stream.device_index, stream.cuda_stream, steps, self.groups, self.batch, self.hidden, options)
+            captured = GRAPHS.get(key, lambda table: self._launch(table, steps, aligned), self.table)
+        if captured is None:
+            _write(self.table, records)
+            self._launch(self.table, steps, aligned)
+        else:
+            _write(captured.table, records)
+            captured.graph.replay()
+
+    def _launch(self, table: Tensor, steps: int, aligned: bool) -> None:
+        config, sizes = self.config, (steps, self.batch, self.hidden)
+        blocks = {"ALIGNED": aligned, "BLOCK_B": config.block_b, "BLOCK_H": config.block_h}
+        options = self.flags | blocks | {"num_warps": config.warps, "num_stages": config.stages}
+        tiles = (triton.cdiv(self.batch, config.block_b), self.groups)
+        if config.loops:
+            kernel = lstm_loop_bwd_kernel if self.backward else lstm_loop_fwd_kernel
+            kernel[tiles](table, *sizes, **options)
+            return
+        grid = (triton.cdiv(self.hidden, config.block_h), *tiles)
+        kernel = lstm_step_bwd_kernel if self.backward else lstm_step_fwd_kernel
+        # One more backwards leaves the gradients of the state before the steps.
+        for position in range(steps - 1, -2, -1) if self.backward else range(steps):
+            kernel[grid](table, position, *sizes, BLOCK_K=config.block_k, **options)
+
+    def scan_gates(self, steps: int, records: list[Record]) -> None:
+        """Gates and cells of a window's steps from the gates' pre-activations, in place."""
+        names = ("DTYPE", "HAS_PEEPHOLE", "IS_RAGGED")
+        flags = {name: self.flags[name] for name in names}
+        grid = (triton.cdiv(self.batch * self.hidden, _SCAN_BLOCK), self.groups)
+        with on(self.device):
+            _write(self.table, records)
+            lstm_gates_kernel[grid](self.table, steps, self.batch, self.hidden, BLOCK=_SCAN_BLOCK, **flags)
