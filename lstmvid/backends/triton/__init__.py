@@ -1,6 +1,6 @@
 """Triton kernels: a launch a step under a CUDA graph or, for few units, all steps in one; products by the library.
 
-Triton itself is imported by the first call, so that the package needs none and importing it stays quick.
+Triton is imported by the first call that needs it: the package works without.
 """
 
 from .launch import unavailable, unavailable_on

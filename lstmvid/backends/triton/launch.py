@@ -16,7 +16,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Constant while a process runs, so that torch.compile need not look inside.
 @torch.compiler.assume_constant_result
-@lru_cache
 def is_interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on the CPU's tensors: TRITON_INTERPRET when they are defined.
 
@@ -28,7 +27,6 @@ def is_interpreted() -> bool:
 
 
 @torch.compiler.assume_constant_result
-@lru_cache
 def why_missing() -> str:
     """Why there is no Triton to run anything with; empty if there is."""
     if importlib.util.find_spec("triton") is None:

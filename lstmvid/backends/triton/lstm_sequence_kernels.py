@@ -110,9 +110,7 @@ def _gates(z, c, peepholes, HAS_PEEPHOLE: tl.constexpr):
     if HAS_PEEPHOLE:
         z_i += p_i * c
         z_f += p_f * c
-    i = tl.sigmoid(z_i)
-    f = tl.sigmoid(z_f)
-    g = _tanh(z_g)
+    i, f, g = tl.sigmoid(z_i), tl.sigmoid(z_f), _tanh(z_g)
     c = f * c + i * g
     if HAS_PEEPHOLE:
         z_o += p_o * c
@@ -269,9 +267,12 @@ def lstm_loop_fwd_kernel(
     h = tl.load(h_ptr, mask=mask, other=0.0)
     c = tl.load(c_ptr, mask=mask, other=0.0)
     tile = (batch, hidden, offs_b, offs_h, mask_b, mask_h)
+    time = _time(fields, 0, steps)
+    z_i, z_f, z_g, z_o = _input_part(fields, time, tile, DTYPE, HAS_PROJECTION, HAS_BIAS, ALIGNED)
     for position in range(steps):
-        time = _time(fields, position, steps)
-        z_i, z_f, z_g, z_o = _input_part(fields, time, tile, DTYPE, HAS_PROJECTION, HAS_BIAS, ALIGNED)
+        # What the next step begins with is on its way while this one is computed.
+        later = _time(fields, tl.minimum(position + 1, steps - 1), steps)
+        n_i, n_f, n_g, n_o = _input_part(fields, later, tile, DTYPE, HAS_PROJECTION, HAS_BIAS, ALIGNED)
         z_i = tl.dot(_operand(h), w_i, z_i, input_precision=PRECISION)
         z_f = tl.dot(_operand(h), w_f, z_f, input_precision=PRECISION)
         z_g = tl.dot(_operand(h), w_g, z_g, input_precision=PRECISION)
@@ -280,6 +281,7 @@ def lstm_loop_fwd_kernel(
             *(fields, time, tile, (z_i, z_f, z_g, z_o), h, c),
             *(DTYPE, HAS_PEEPHOLE, IS_RAGGED, SAVE_CELLS, SAVE_GATES, ALIGNED),
         )
+        z_i, z_f, z_g, z_o, time = n_i, n_f, n_g, n_o, later
     tl.store(h_ptr, h, mask=mask)
     tl.store(c_ptr, c, mask=mask)
 
@@ -299,10 +301,7 @@ def _retreat(
     HAS_GRAD_CELLS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """A step backwards: stores (dz_i, dz_f, dz_g, dz_o); returns them as operands, and dc before the step.
-
-    `dh`, `dc`: with respect to the state after it, but for what its own outputs add.
-    """
+    """A step backwards, from dh and dc after it: stores (dz_i, dz_f, dz_g, dz_o); returns them and dc before it."""
     batch, hidden, offs_b, offs_h, mask_b, mask_h = tile
     mask = mask_b[:, None] & mask_h[None, :]
     time = _time(fields, position, steps)

@@ -5,6 +5,8 @@ Run by test_interpreted.py in a process of its own with TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -208,6 +210,15 @@ def test_a_training_step_of_the_composite():
     for (name, ours), expected in zip(model.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-4, atol=1e-6, msg=name)
     torch.testing.assert_close(model.predict(frames, 2), other.predict(frames, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_it_compiles_as_a_whole():
+    """And what chooses the backend leaves nothing for the compiler to look into."""
+    stack, x = lstmvid.nn.stack.LSTMStack(3, 5, backend="triton"), torch.randn(2, 4, 3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Dynamo detected")
+        compiled = torch.compile(stack, fullgraph=True, backend="aot_eager")(x, stack.zero_state(4))
+    torch.testing.assert_close(compiled, stack(x, stack.zero_state(4)))
 
 
 def test_a_record_has_the_places_that_the_kernels_read():
