@@ -2,6 +2,7 @@
 
 from . import functional
 from .backends import BackendUnavailable
+from .compat.accelerate import accelerate, patched, restore
 from .nn import LSTM, CompositeOutput, FusedComposite, SequenceClassifier
 
 __version__ = "0.1.0"
@@ -12,5 +13,8 @@ __all__ = [
     "CompositeOutput",
     "FusedComposite",
     "SequenceClassifier",
+    "accelerate",
     "functional",
+    "patched",
+    "restore",
 ]

@@ -44,6 +44,7 @@ class Request(NamedTuple):
     recompute: str = "auto"
     proj_size: int = 0
     needs_grad: bool = False
+    transformed: bool = False  # inside a torch.func transform
 
 
 def check_names(backend: str, recompute: str) -> None:
@@ -56,6 +57,8 @@ def check_names(backend: str, recompute: str) -> None:
 
 def unavailable(name: str, request: Request) -> str | None:
     """Why backend `name` can't serve the request, or None if it can."""
+    if request.transformed and name not in ("torch", "reference"):
+        return "torch.func transforms don't see into its kernels"
     if name == "triton":
         return "its kernels are not part of this version"
     if name == "cuda":
@@ -69,6 +72,10 @@ def unavailable(name: str, request: Request) -> str | None:
 
 def _preference(request: Request) -> tuple[str, ...]:
     """Backends in the order of their measured speed for this shape, device and dtype (docs/performance.md)."""
+    if request.transformed and not request.proj_size:
+        return ("reference",)  # plain torch, which vmap and jvp see through too
+    if request.device == "cpu" and request.dtype == _torch.float16:
+        return ("cpu", "reference", "torch")  # torch's own loop over steps is slower, and oneDNN refuses autocast's
     if request.device == "cpu":
         return ("cpu", "torch", "reference")
     if request.device == "meta":

@@ -1,5 +1,5 @@
 """Operators: schema, fake implementation, autograd and the public function, one file an operator."""
 
-from .lstm_sequence import LayerWeights, LSTMResult, autocast_dtype, lstm_sequence
+from .lstm_sequence import LayerWeights, LSTMResult, autocast_dtype, in_function_transform, lstm_sequence
 
-__all__ = ["LSTMResult", "LayerWeights", "autocast_dtype", "lstm_sequence"]
+__all__ = ["LSTMResult", "LayerWeights", "autocast_dtype", "in_function_transform", "lstm_sequence"]

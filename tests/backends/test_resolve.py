@@ -16,8 +16,10 @@ from lstmvid.backends import Request, resolve
     [
         (Request("cpu", torch.float32, peephole=True), "cpu"),
         (Request("cpu", torch.bfloat16, input_size=None), "cpu"),
-        (Request("cpu", torch.float16), "torch"),
-        (Request("cpu", torch.float16, peephole=True), "reference"),
+        (Request("cpu", torch.float16), "reference"),
+        (Request("cpu", torch.float16, proj_size=3), "torch"),
+        (Request("cpu", torch.float32, transformed=True), "reference"),
+        (Request("cpu", torch.float32, transformed=True, proj_size=3), "torch"),
         (Request("cpu", torch.float32, proj_size=3), "torch"),
         (Request("cpu", torch.float32, recompute="gates"), "reference"),
         (Request("cuda", torch.float32), "torch"),
@@ -36,6 +38,7 @@ def test_auto(request_, expected):
         ("triton", Request("cuda", torch.float32), "not part of this version"),
         ("cpu", Request("cuda", torch.float32), "on cuda"),
         ("cpu", Request("cpu", torch.float16), "float16"),
+        ("cpu", Request("cpu", torch.float32, transformed=True), "torch.func transforms"),
         ("torch", Request("cpu", torch.float32, peephole=True), "peepholes"),
         ("torch", Request("cpu", torch.float32, lengths=True), "PackedSequence"),
         ("torch", Request("cpu", torch.float32, recompute="gates"), "keeps its gates"),
@@ -134,7 +137,7 @@ def test_the_layer_asks_for_what_it_needs(monkeypatch):
 
 def test_nobody_can():
     with pytest.raises(BackendUnavailable, match=r"cpu: .*; torch: .*; reference: "):
-        resolve("auto", Request("cpu", torch.float16, proj_size=3, peephole=True))
+        resolve("auto", Request("cpu", torch.float32, proj_size=3, peephole=True))
 
 
 def test_report():
