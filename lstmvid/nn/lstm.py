@@ -140,7 +140,7 @@ class LSTM(nn.LSTM):
             if not batched:
                 hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         self.check_forward_args(input, hx, None)
-        hx = self._operands(input, hx)
+        hx = self._operands(input, hx, weights[0].weight_hh)
         if input.size(1 if self.batch_first else 0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         output, hidden = self._run(input.transpose(0, 1) if self.batch_first else input, hx, None, weights, backend)
@@ -156,7 +156,7 @@ class LSTM(nn.LSTM):
         padded, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
         hx = self._zero_state(data, padded.size(1)) if hx is None else self.permute_hidden(hx, sorted_indices)
         self.check_forward_args(data, hx, batch_sizes)
-        hx = self._operands(data, hx)
+        hx = self._operands(data, hx, weights[0].weight_hh)
         output, hidden = self._run(padded, hx, lengths, weights, backend)
         output = pack_padded_sequence(output, lengths).data
         result = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
@@ -167,13 +167,14 @@ class LSTM(nn.LSTM):
         zeros = input.new_zeros(self.num_layers * directions, batch, self.hidden_size)
         return zeros, zeros
 
-    def _operands(self, input: Tensor, hx: State) -> State:
+    @staticmethod
+    def _operands(input: Tensor, hx: State, weight: Tensor) -> State:
         """The states as `torch.lstm` takes them: of the input's device and dtype, under autocast of autocast's.
 
         Raises:
             RuntimeError: input, weights and states don't lie together, in the words of `torch.lstm`.
         """
-        weight, cast = self.weight_hh_l0, autocast_dtype(input.device.type)
+        cast = autocast_dtype(input.device.type)
         for kind, tensor in (("parameter", weight), ("hidden", hx[0]), ("hidden", hx[1])):
             found = f"found input tensor at {input.device} and {kind} tensor at {tensor.device}"
             if tensor.device != input.device:
