@@ -45,6 +45,7 @@ class Request(NamedTuple):
     proj_size: int = 0
     needs_grad: bool = False
     transformed: bool = False  # inside a torch.func transform
+    traced: bool = False  # by torch.jit.trace
 
 
 def check_names(backend: str, recompute: str) -> None:
@@ -57,8 +58,8 @@ def check_names(backend: str, recompute: str) -> None:
 
 def unavailable(name: str, request: Request) -> str | None:
     """Why backend `name` can't serve the request, or None if it can."""
-    if request.transformed and name not in ("torch", "reference"):
-        return "torch.func transforms don't see into its kernels"
+    if (request.transformed or request.traced) and name not in ("torch", "reference"):
+        return f"{'torch.func transforms' if request.transformed else 'torch.jit.trace'} can't see into its kernels"
     if name == "triton":
         return "its kernels are not part of this version"
     if name == "cuda":
@@ -74,6 +75,8 @@ def _preference(request: Request) -> tuple[str, ...]:
     """Backends in the order of their measured speed for this shape, device and dtype (docs/performance.md)."""
     if request.transformed and not request.proj_size:
         return ("reference",)  # plain torch, which vmap and jvp see through too
+    if request.traced:
+        return ("torch", "reference")
     if request.device == "cpu" and request.dtype == _torch.float16:
         return ("cpu", "reference", "torch")  # torch's own loop over steps is slower, and oneDNN refuses autocast's
     if request.device == "cpu":

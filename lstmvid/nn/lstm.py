@@ -120,6 +120,7 @@ class LSTM(nn.LSTM):
             proj_size=self.proj_size,
             needs_grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable),
             transformed=in_function_transform(),
+            traced=torch.jit.is_tracing(),
         )
         return backends.resolve(self.backend, request)
 

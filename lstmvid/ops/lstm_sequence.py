@@ -258,7 +258,7 @@ def lstm_sequence(
     `weights[group][layer]`; `c_0` and the returned `c_n` may have the operands' dtype or the state dtype, and `c_n`
     comes back in that of `c_0`. Shapes are the caller's to check: this is the layer under the public functions.
 
-    Inside a `torch.func` transform the reference's plain torch code runs, without the operator.
+    Inside a `torch.func` transform and under `torch.jit.trace` plain torch code runs, without the operator.
 
     Raises:
         BackendUnavailable: the backend that was named cannot run this call; the message says why.
@@ -287,6 +287,7 @@ def lstm_sequence(
         recompute=recompute,
         needs_grad=needs_grad,
         transformed=in_function_transform(),
+        traced=torch.jit.is_tracing(),
     )
     name = backends.resolve(backend, request)
     if name == "torch":
@@ -294,8 +295,8 @@ def lstm_sequence(
         return LSTMResult(result[0], result[1], result[2].to(cell_dtype), None)
     arguments = (frames, h_0, c_0.to(state_dtype(h_0.dtype)), flat, lengths, steps)
     arguments += (first.bias_ih is not None, first.peephole is not None, reverse)
-    if request.transformed:
-        # As plain torch code, which every transform sees through; nothing is saved for a backward of ours.
+    if request.transformed or request.traced:
+        # As plain torch code, which they see through; nothing is saved for a backward of ours.
         output, h_n, c_n, _, cells, _ = reference.forward(*arguments, False, all_cells, False, chunk)
     else:
         output, h_n, c_n, _, cells, _ = torch.ops.lstmvid.lstm_sequence(

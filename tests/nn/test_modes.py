@@ -106,6 +106,25 @@ def test_exported_composite_with_dynamic_batch():
     torch.testing.assert_close(program.module()(frames, targets).loss, model(frames, targets).loss)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_jit_trace():
+    """As nn.LSTM: any steps and batch. Peepholes are traced through the reference, for the steps that it was shown."""
+    _, ours = pair(num_layers=2, bidirectional=True)
+    traced = torch.jit.trace(ours.eval(), (torch.randn(4, 3, 5),))
+    x = torch.randn(6, 2, 5)
+    torch.testing.assert_close(flat(traced(x)), flat(ours(x)))
+    peephole, x = lstmvid.LSTM(5, 7, peephole=True).eval(), torch.randn(4, 3, 5)
+    torch.testing.assert_close(flat(torch.jit.trace(peephole, (x,))(x + 1)), flat(peephole(x + 1)))
+
+
+def test_restored_for_what_goes_by_the_exact_type():
+    """Dynamic quantisation and torch.fx know torch.nn.LSTM by its class."""
+    model = lstmvid.restore(lstmvid.accelerate(nn.Sequential(nn.LSTM(5, 7))))
+    assert len(torch.fx.symbolic_trace(model).graph.nodes) == 3
+    quantised = torch.ao.quantization.quantize_dynamic(model.eval(), {nn.LSTM}, dtype=torch.qint8)
+    assert type(quantised[0]) is torch.ao.nn.quantized.dynamic.LSTM
+
+
 # ---- Autocast ----
 
 
