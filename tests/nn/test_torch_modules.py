@@ -10,14 +10,18 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
-from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
-from torch.testing._internal.common_utils import freeze_rng_state, noncontiguous_like
 
 import lstmvid
+
+# Their import would freeze the settings of torch.backends, which other tests of this process set.
+with mock.patch("torch.backends.disable_global_flags"):
+    from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
+    from torch.testing._internal.common_utils import freeze_rng_state, noncontiguous_like
 
 INFO = next(info for info in module_db if info.module_cls is nn.LSTM)
 DTYPES = [torch.float32, torch.float64]
