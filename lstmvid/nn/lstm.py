@@ -27,7 +27,8 @@ class LSTM(nn.LSTM):
             raises `lstmvid.BackendUnavailable` with the reason.
         recompute: whether backward reads saved gates (`"none"`), computes them again (`"gates"`), or what suits.
 
-    The other arguments, the shapes and the errors are `torch.nn.LSTM`'s.
+    The other arguments, the shapes and the errors are `torch.nn.LSTM`'s. Inside a `torch.func` transform and under
+    `torch.jit.trace`, `"auto"` takes plain torch code or `torch.nn.LSTM`'s own path (docs/drop-in.md).
     """
 
     # On the class, so that an nn.LSTM that is given this class has them too.
@@ -177,8 +178,8 @@ class LSTM(nn.LSTM):
         """
         cast = autocast_dtype(input.device.type)
         for kind, tensor in (("parameter", weight), ("hidden", hx[0]), ("hidden", hx[1])):
-            found = f"found input tensor at {input.device} and {kind} tensor at {tensor.device}"
             if tensor.device != input.device:
+                found = f"found input tensor at {input.device} and {kind} tensor at {tensor.device}"
                 raise RuntimeError(f"Input and {kind} tensors are not at the same device, {found}")
             if kind == "hidden" and cast is None and tensor.dtype != input.dtype:
                 found = f"found input tensor with {input.dtype} and hidden tensor with {tensor.dtype}"
