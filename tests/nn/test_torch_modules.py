@@ -32,7 +32,10 @@ def _samples(dtype=torch.float32, *, requires_grad=False, training=True):
 
 
 def _built(sample, dtype=torch.float32, kind=lstmvid.LSTM, **options):
+    """On our own kernels, except for projections, which they have not."""
     arguments = sample.constructor_input
+    if kind is lstmvid.LSTM and not arguments.kwargs["proj_size"]:
+        options = {"backend": "cpu"} | options
     with freeze_rng_state():
         torch.manual_seed(2)
         return kind(*arguments.args, **arguments.kwargs, dtype=dtype, **options)
@@ -99,7 +102,7 @@ def test_moves(index):
 @SAMPLES
 def test_repr(index):
     sample = _samples()[index]
-    assert repr(_built(sample)) == repr(_built(sample, kind=nn.LSTM))
+    assert repr(_built(sample, backend="auto")) == repr(_built(sample, kind=nn.LSTM))
 
 
 @SAMPLES
