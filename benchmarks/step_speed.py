@@ -2,9 +2,11 @@
 
     python benchmarks/step_speed.py --output DIR
 
-A step's time is the difference between a long and a short unroll over the difference of their steps, so that what is
-done once a call (packing weights, launching) drops out; it is reported by itself. The layer has no input, and backward
-only its initial state's gradient is asked for, so that no library GEMM is in it. Needs an NVIDIA GPU.
+Three tables. `steps`: a step of one recurrence by the plan that is chosen and by others; its time is the difference
+between a long and a short unroll over the difference of their steps, so that what is done once a call (packing weights,
+launching) drops out; it is reported by itself. `groups`: two recurrences in one launch beside one. `layers`: a stack as
+the planner runs it, as a wavefront maybe, beside one layer after the other. No layer has an input, and backward only
+the initial state's gradient is asked for, so that no library GEMM is in the first two. Needs an NVIDIA GPU.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ import itertools
 import json
 import re
 import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -32,39 +37,72 @@ from lstmvid.backends.cuda import recurrence as backend
 from lstmvid.ops import LayerWeights, lstm_sequence
 
 STEPS = (100, 400)
-SHAPES = [(hidden, batch) for hidden in (64, 256, 512, 768, 1024, 1536, 2048, 3072) for batch in (1, 16, 80, 128)]
+LONG = 4000  # steps of a wavefront
 DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32}
 DIRECTIONS = ("forward", "backward")
 
 
-def calls(hidden: int, batch: int, dtype: torch.dtype, direction: str) -> dict[str, measure.Call]:
-    """A call of the direction for each number of steps, by that number."""
-    weight = torch.randn(4 * hidden, hidden, device="cuda", dtype=dtype) * hidden**-0.5
-    bias = torch.zeros(4 * hidden, device="cuda", dtype=dtype)
-    state = torch.zeros(1, 1, batch, hidden, device="cuda", dtype=dtype, requires_grad=direction == "backward")
-    weights = [[LayerWeights(None, weight, bias, bias)]]
+class Shape(NamedTuple):
+    """Of a call without input."""
 
-    def forward(steps: int) -> torch.Tensor:
-        return lstm_sequence([], state, state.detach(), weights, steps=steps, backend="cuda").output
-
-    def backward(output: torch.Tensor, seed: torch.Tensor) -> None:
-        torch.autograd.grad(output, state, seed, retain_graph=True)
-
-    if direction == "forward":
-        return {str(steps): partial(forward, steps) for steps in STEPS}
-    outputs = {str(steps): forward(steps) for steps in STEPS}
-    return {steps: partial(backward, output, torch.randn_like(output)) for steps, output in outputs.items()}
+    hidden: int
+    batch: int
+    groups: int = 1
+    layers: int = 1
 
 
-def step_time(hidden: int, batch: int, dtype: torch.dtype, direction: str) -> tuple[float, float]:
-    """(microseconds a step, microseconds a call beside its steps)."""
-    timed = calls(hidden, batch, dtype, direction)
-    for warm in timed.values():
-        warm()
-    times = measure.interleaved(timed, "cuda", rounds=7)
-    short, long = (1e6 * sorted(times[str(steps)])[3] for steps in STEPS)
-    step = (long - short) / (STEPS[1] - STEPS[0])
-    return step, short - step * STEPS[0]
+SHAPES = [Shape(hidden, batch) for hidden in (2048, 1024, 512, 256, 768, 64, 1536, 3072) for batch in (80, 16, 128, 1)]
+GROUPED = [Shape(hidden, batch, groups=2) for hidden in (1024, 512, 256) for batch in (16, 32, 80)]
+LAYERED = [Shape(hidden, batch, layers=layers) for hidden in (128, 256, 512) for batch in (8, 32) for layers in (2, 4)]
+
+
+class Timed(NamedTuple):
+    """How the calls of one direction are made: on this device, of this dtype."""
+
+    direction: str
+    dtype: torch.dtype
+    device: str
+
+    def call(self, shape: Shape, steps: int) -> measure.Call:
+        """The direction alone, over so many steps."""
+        hidden, (groups, layers) = shape.hidden, shape[2:]
+
+        def draw(*sizes: int) -> torch.Tensor:
+            return torch.randn(sizes, device=self.device).to(self.dtype) * hidden**-0.5
+
+        bias = torch.zeros(4 * hidden, device=self.device, dtype=self.dtype)
+
+        def layer(index: int) -> LayerWeights:
+            weight_ih = draw(4 * hidden, hidden) if index else None
+            return LayerWeights(weight_ih, draw(4 * hidden, hidden), bias, bias)
+
+        weights = [[layer(index) for index in range(layers)] for _ in range(groups)]
+        state = torch.zeros(groups, layers, shape.batch, hidden, device=self.device, dtype=self.dtype)
+        is_backward = self.direction == "backward"
+        state.requires_grad_(is_backward)
+
+        def forward() -> torch.Tensor:
+            return lstm_sequence([], state, state.detach(), weights, steps=steps, backend="cuda").output
+
+        if not is_backward:
+            return forward
+        output = forward()
+        seed = torch.randn_like(output)
+        return lambda: torch.autograd.grad(output, state, seed, retain_graph=True)
+
+    def medians(self, calls: dict[str, measure.Call], rounds: int = 7) -> dict[str, float]:
+        """Microseconds of each, interleaved, after a warm-up."""
+        for warm in calls.values():
+            warm()
+        times = measure.interleaved(calls, self.device, rounds=rounds)
+        return {name: 1e6 * sorted(of)[len(of) // 2] for name, of in times.items()}
+
+    def step(self, shape: Shape) -> tuple[float, float]:
+        """(microseconds a step, microseconds a call beside its steps)."""
+        times = self.medians({str(steps): self.call(shape, steps) for steps in STEPS})
+        short, long = (times[str(steps)] for steps in STEPS)
+        step = (long - short) / (STEPS[1] - STEPS[0])
+        return step, short - step * STEPS[0]
 
 
 def alternatives(chosen: planner.Plan, smaller: list[planner.Plan]) -> list[planner.Plan]:
@@ -75,40 +113,104 @@ def alternatives(chosen: planner.Plan, smaller: list[planner.Plan]) -> list[plan
     return found + list(dict.fromkeys(smaller))
 
 
-def measure_shape(hidden: int, batch: int, name: str, direction: str, limits: planner.DeviceLimits) -> list[dict]:
+def step_rows(timed: Timed, shape: Shape, limits: planner.DeviceLimits) -> Iterator[dict]:
     """A row for the plan that is chosen, and for each of the others."""
-    dtype, planned, is_backward = DTYPES[name], backend.plan, direction == "backward"
-    chosen = planned(hidden, batch, dtype, limits, tf32=True, backward=is_backward)
+    planned, is_backward = backend.plan, timed.direction == "backward"
+    sizes = (shape.hidden, shape.batch, timed.dtype)
+    chosen = planned(*sizes, limits, tf32=True, backward=is_backward)
     smaller = []
     for count in range(1, planner.CLUSTER_SIZES.index(chosen.cluster) + 1):
         active = limits.active_clusters[:count] + (0,) * (len(limits.active_clusters) - count)
         limited = limits._replace(active_clusters=active)
-        smaller.append(planned(hidden, batch, dtype, limited, tf32=True, backward=is_backward))
-    rows = []
+        smaller.append(planned(*sizes, limited, tf32=True, backward=is_backward))
     for candidate in (chosen, *alternatives(chosen, smaller)):
-        row = {"hidden": hidden, "batch": batch, "dtype": name, "direction": direction, "chosen": candidate is chosen}
-        row |= {"plan": candidate.kernel_arguments()}
+        row = {"chosen": candidate is chosen, "plan": candidate.kernel_arguments()}
         if candidate is chosen:
             row |= {"predicted_us": chosen.microseconds, "bound": chosen.bound}
 
-        def force(*sizes, candidate=candidate, **options) -> planner.Plan:
-            return candidate if options["backward"] == is_backward else planned(*sizes, **options)
+        def force(*of, candidate=candidate, **options) -> planner.Plan:
+            return candidate if options["backward"] == is_backward else planned(*of, **options)
 
         backend.plan = force
         try:
-            row["step_us"], row["call_us"] = step_time(hidden, batch, dtype, direction)
+            row["step_us"], row["call_us"] = timed.step(shape)
         except (RuntimeError, ValueError) as error:
             row["error"] = str(error).splitlines()[0]
         finally:
             backend.plan = planned
-        rows.append(row)
-    return rows
+        yield row
+
+
+def group_rows(timed: Timed, shape: Shape, limits: planner.DeviceLimits) -> Iterator[dict]:
+    """How many times a step of one recurrence a step of all groups takes."""
+
+    def predicted(groups: int) -> float:
+        options = {"tf32": True, "backward": timed.direction == "backward"}
+        return planner.plan(shape.hidden, shape.batch, timed.dtype, limits, groups=groups, **options).microseconds
+
+    one, all_groups = timed.step(shape._replace(groups=1))[0], timed.step(shape)[0]
+    row = {"step_us": all_groups, "one_step_us": one, "ratio": all_groups / one}
+    yield row | {"predicted_ratio": predicted(shape.groups) / predicted(1)}
+
+
+def never(*_sizes, **_options) -> None:
+    """In place of the wavefronts' planner: layers run one after the other."""
+
+
+def layer_rows(timed: Timed, shape: Shape, limits: planner.DeviceLimits) -> Iterator[dict]:
+    """A stack as the planner runs it, and one layer after the other."""
+    together = backend.wavefront
+    options = {"tf32": True, "backward": timed.direction == "backward"}
+    found = together(LONG, shape.hidden, shape.batch, shape.layers, timed.dtype, limits, **options)
+
+    def apart(call: measure.Call) -> object:
+        backend.wavefront = never
+        try:
+            return call()
+        finally:
+            backend.wavefront = together
+
+    call = timed.call(shape, LONG)
+    times = timed.medians({"planned": call, "apart": partial(apart, call)}, rounds=5)
+    row = {"steps": LONG, "window": found.window if found else 0, "us": times["planned"], "apart_us": times["apart"]}
+    yield row | {"predicted_us": found.microseconds if found else None}
+
+
+TABLES: dict[str, tuple[Callable[..., Iterator[dict]], list[Shape]]] = {
+    "steps": (step_rows, SHAPES),
+    "groups": (group_rows, GROUPED),
+    "layers": (layer_rows, LAYERED),
+}
+
+
+def measure_all(device: str, limits: planner.DeviceLimits, seconds: float) -> tuple[dict[str, list[dict]], int]:
+    """The tables, and how many shapes were left out for want of time."""
+    end, tables, left_out = time.monotonic() + seconds, {}, 0
+    # The tables in turn, so that each has its first shapes where time is short.
+    queues = {
+        name: [(shape, dtype, direction) for dtype in DTYPES for shape in shapes for direction in DIRECTIONS]
+        for name, (_, shapes) in TABLES.items()
+    }
+    for items in itertools.zip_longest(*queues.values()):
+        for name, item in zip(queues, items, strict=True):
+            if item is None:
+                continue
+            if time.monotonic() > end:
+                left_out += 1
+                continue
+            shape, dtype, direction = item
+            of = {**shape._asdict(), "dtype": dtype, "direction": direction}
+            for row in TABLES[name][0](Timed(direction, DTYPES[dtype], device), shape, limits):
+                tables.setdefault(name, []).append(of | row)
+                print(json.dumps({"table": name} | of | row))
+    return tables, left_out
 
 
 def main() -> int:
     """Measure all shapes; exits with 1 if any could not be run."""
     parser = argparse.ArgumentParser("step_speed.py", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the JSON file")
+    parser.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help="start nothing after so many")
     args = parser.parse_args()
     reason = backends.unavailable("cuda", backends.Request("cuda", torch.float32))
     if reason is not None:
@@ -116,18 +218,14 @@ def main() -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     limits = backend.target_of(torch.device("cuda", torch.cuda.current_device())).limits
     measure.set_tf32(True)
-    rows = []
-    for name, direction, (hidden, batch) in itertools.product(DTYPES, DIRECTIONS, SHAPES):
-        for row in measure_shape(hidden, batch, name, direction, limits):
-            rows.append(row)
-            print(json.dumps(row))
-    result = {"benchmark": "step_speed", "version": 2} | report.environment("cuda")
-    result |= {"limits": limits._asdict(), "steps": STEPS, "rows": rows}
+    tables, left_out = measure_all("cuda", limits, args.seconds)
+    result = {"benchmark": "step_speed", "version": 3} | report.environment("cuda")
+    result |= {"limits": limits._asdict(), "steps": STEPS, "left_out": left_out, "tables": tables}
     device = re.sub(r"[^a-z0-9]+", "-", limits.name.lower()).strip("-")
     path = args.output / f"step_speed-{device}.json"
     report.write_whole(path, (json.dumps(result, indent=1) + "\n").encode())
     print(f"wrote {path}")
-    return 1 if any("error" in row for row in rows) else 0
+    return 1 if any("error" in row for rows in tables.values() for row in rows) else 0
 
 
 if __name__ == "__main__":

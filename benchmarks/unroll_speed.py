@@ -80,9 +80,16 @@ def parser() -> Parser:
     result.add_argument("--threads", type=positive, help="CPU threads; default: torch's own number")
     result.add_argument("--rounds", type=positive, help="timed rounds of a row; default: what fits into its seconds")
     result.add_argument("--quick", action="store_true", help="few small shapes and few rounds")
+    limit = f"start no row after so many; what was measured is written (with --quick {QUICK_SECONDS}, else no limit)"
+    result.add_argument("--seconds", type=positive, metavar="S", help=limit)
     default_output = "benchmarks/results for the default sizes, else runs/benchmarks"
     result.add_argument("--output", type=Path, metavar="DIR", help=f"folder of JSON and plot ({default_output})")
     return result
+
+
+def seconds_of(args: argparse.Namespace) -> float:
+    """After which no row is started."""
+    return args.seconds or (QUICK_SECONDS if args.quick else math.inf)
 
 
 def chosen_cases(args: argparse.Namespace) -> tuple[list[shapes.Case], bool]:
@@ -146,7 +153,7 @@ def measure_case(case: shapes.Case, args: argparse.Namespace, deadline: float) -
     fighters, data = baselines.contestants(case, args.device, names), baselines.draw(case, args.device)
     for mode in modes:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{mode}: --quick starts nothing after {QUICK_SECONDS} seconds")
+            raise TimeoutError(f"{mode}: nothing is started after {seconds_of(args)} seconds")
         able = [f for f in fighters if f.backend is None or not baselines.why_not(case, args.device, f.backend, mode)]
         yield measure_row(case, mode, able, data, args)
 
@@ -154,7 +161,7 @@ def measure_case(case: shapes.Case, args: argparse.Namespace, deadline: float) -
 def measure_all(cases: list[shapes.Case], args: argparse.Namespace, console: Console) -> tuple[list[dict], dict]:
     """Every row of every case, and the cases for which memory or time ran out, with the reason."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    deadline = time.monotonic() + QUICK_SECONDS if args.quick else math.inf
+    deadline = time.monotonic() + seconds_of(args)
     rows, left_out = [], {}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=sum(len(set(case.modes) & set(args.mode)) for case in cases))

@@ -3,6 +3,7 @@
 from . import functional
 from .backends import BackendUnavailable
 from .compat.accelerate import accelerate, patched, restore
+from .explanation import explain
 from .nn import LSTM, CompositeOutput, FusedComposite, SequenceClassifier
 
 __version__ = "0.1.0"
@@ -14,6 +15,7 @@ __all__ = [
     "FusedComposite",
     "SequenceClassifier",
     "accelerate",
+    "explain",
     "functional",
     "patched",
     "restore",

@@ -7,10 +7,12 @@
 #   build      compile for the GPU in this machine and install into the environment
 #   test       the GPU tests, then the quick tests of everything else
 #   sanitizer  small shapes under compute-sanitizer: memcheck, racecheck, synccheck
-#   bench      benchmarks/unroll_speed.py, forward, with torch.nn.LSTM (cuDNN) beside it
-#   micro      benchmarks/step_speed.py: a step of the recurrent kernel, beside what the planner predicts
+#   bench      benchmarks/unroll_speed.py, forward and training, with torch.nn.LSTM (cuDNN) beside it
+#   micro      benchmarks/step_speed.py: steps of the recurrent kernels beside what the planner predicts; groups and layers
+#              side by side beside one after the other
 #
-# PYTHON names the interpreter (.venv's, else python3), OUT the folder of the results (build/gpu_check): gpu_check.json
+# PYTHON names the interpreter (.venv's, else python3), BENCH_SECONDS after how many seconds bench starts nothing more (480;
+# the claims come first), OUT the folder of the results (build/gpu_check): gpu_check.json
 # with device, versions, commit and each part's outcome; gpu_check.log; and what the benchmarks write. Exits with 1 if
 # any part failed.
 set -euo pipefail
@@ -74,10 +76,11 @@ part_sanitizer() {
 }
 
 part_bench() {
-  "$python" benchmarks/unroll_speed.py --device cuda --mode forward --backend cuda --output "$out"
+  "$python" benchmarks/unroll_speed.py --device cuda --mode forward forward+backward --backend cuda \
+    --seconds "${BENCH_SECONDS:-480}" --output "$out"
 }
 
-part_micro() { "$python" benchmarks/step_speed.py --output "$out"; }
+part_micro() { "$python" benchmarks/step_speed.py --seconds "${BENCH_SECONDS:-480}" --output "$out"; }
 
 if [ "${1:-}" = --part ]; then # by this script itself, below
   "part_$2"

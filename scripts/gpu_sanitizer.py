@@ -1,6 +1,7 @@
 """Small calls of the CUDA backend for compute-sanitizer, forward and backward, each against the float64 reference.
 
-Every cluster size, several passes, tiles and replicas, weights in registers, in shared memory and streamed.
+Every cluster size, several passes, tiles and replicas, weights in registers, in shared memory and streamed; gates
+computed again; layers side by side.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from lstmvid.backends.cuda import recurrence as backend
 from lstmvid.backends.plan import REGISTER_ARCH, REGISTER_ROUNDS, Plan, geometry, plan
+from lstmvid.backends.wavefront import Wavefront
 from lstmvid.testing import Case, check
 
 CASES = [
@@ -52,12 +54,17 @@ def planner(forward: Plan | None, backward: Plan | None) -> Callable[..., Plan]:
     return planned
 
 
-def main() -> None:
+def two_steps(_steps, hidden, batch, layers, *of, backward, window, **options) -> Wavefront:
+    """Layers side by side in the shortest windows that are none of the planner's."""
+    return Wavefront(window or 2, plan(hidden, batch, *of, groups=layers, backward=backward, **options), 0.0)
+
+
+def main(device: str = "cuda") -> None:
     """Run all; a wrong result is an error, too."""
     # Waits take long under a sanitizer, and their polls are counted.
     backend.MAX_POLLS = 0
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    arch = backend.target_of(torch.device("cuda", torch.cuda.current_device())).limits.arch
+    arch = backend.target_of(torch.device(device)).limits.arch
     count = 0
     for case in CASES:
         for dtype in (torch.float32, torch.bfloat16):
@@ -65,9 +72,15 @@ def main() -> None:
             forced = (plans(typed, arch, backward=backward) for backward in (False, True))
             for pair in ((None, None), *zip_longest(*forced)):
                 backend.plan = planner(*pair)
-                check(typed, "cuda", device="cuda")
+                check(typed, "cuda", device=device)
                 count += 1
-    torch.cuda.synchronize()
+    backend.plan, backend.wavefront = plan, two_steps
+    for recompute in ("none", "gates"):
+        stack = Case(steps=5, num_layers=3, hidden_size=20, peephole=True, recompute=recompute, chunk=2)
+        check(stack, "cuda", device=device)
+        count += 1
+    if device == "cuda":
+        torch.cuda.synchronize()
     print(f"{count} calls agree with the reference")
 
 

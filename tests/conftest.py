@@ -5,6 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lstmvid import _native
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked `gpu` skips where there is none, with the reason."""
+    if item.get_closest_marker("gpu"):
+        count, why_none = _native.cuda_device_count()
+        if not count:
+            pytest.skip(why_none)
+        if not torch.cuda.is_available():
+            pytest.skip("this torch has no CUDA")
+
 
 @pytest.fixture
 def poisoned_memory():

@@ -74,7 +74,7 @@ def fails(capsys, arguments: list[str], code: int = 1) -> str:
 # ---- lstmvid itself, info ----
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["plan"], ["info"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -104,9 +104,30 @@ def test_info(capsys):
     output = capsys.readouterr().out
     for fact in (lstmvid.__version__, torch.__version__, np.__version__):
         assert fact in output
-    for name, available, reason in lstmvid.backends.report():
-        line = next(line for line in output.splitlines() if line.split()[:1] == [name])
-        assert ("not available" not in line) if available else (reason in line)
+    assert output.endswith(f"{lstmvid.explain((20, 16, 1024, 1024), device='cpu')}\n")
+
+
+def test_plan(capsys):
+    sizes = ["--steps", "30", "--batch", "5", "--input", "7", "--hidden", "9", "--dtype", "bf16", "--device", "L4"]
+    assert main(["plan", *sizes]) == 0
+    lstm = lstmvid.LSTM(7, 9, device="meta")
+    plan = lstmvid.explain(lstm, steps=30, batch=5, device="L4", dtype=torch.bfloat16)
+    assert capsys.readouterr().out == f"{plan}\n"
+    assert main(["plan", *sizes, "--composite", "--json", "--inference", "--peephole"]) == 0
+    calls = json.loads(capsys.readouterr().out)["calls"]
+    assert [call["name"] for call in calls] == ["encoder", "reconstructor", "predictor"]
+    assert calls[0]["peephole"]
+    assert calls[0]["backward"] is None
+    assert main(["plan", *sizes, "--input", "0", "--layers", "3"]) == 0
+    assert "D=none H=9 L=3" in capsys.readouterr().out
+
+
+def test_plan_of_what_cannot_run(capsys):
+    assert main(["plan", "--backend", "cpu", "--device", "H100"]) == 1
+    assert "none can run it" in capsys.readouterr().out
+    assert "must be cpu, cuda, or one of" in fails(capsys, ["plan", "--device", "V9"])
+    assert "--input must be at least 1" in fails(capsys, ["plan", "--composite", "--input", "0"])
+    assert "--input must be at least 1" in fails(capsys, ["plan", "--bidirectional", "--input", "0"])
 
 
 def run_without(packages: list[str], *arguments: str) -> subprocess.CompletedProcess:

@@ -37,7 +37,7 @@ BACKENDS = LEAVES | {"backends", "backends.triton"}
 OPS = BACKENDS | {"ops"}
 NN = OPS | {"functional", "nn"}
 COMPAT = NN | {"data", "compat.original", "compat"}
-TOOLS = COMPAT | {"lstmvid", "viz", "evaluation"}
+TOOLS = COMPAT | {"explanation", "lstmvid", "viz", "evaluation"}
 
 LAYERS = {
     "*_kernels": Layer(frozenset(), frozenset({"triton"})),
@@ -54,7 +54,8 @@ LAYERS = {
     "compat.original": Layer(frozenset({"compat.original"}), extras="deferred"),
     "compat": Layer(COMPAT, extras="deferred"),
     "testing": Layer(NN | {"data"}, extras="deferred"),
-    "lstmvid": Layer(COMPAT),
+    "explanation": Layer(NN),
+    "lstmvid": Layer(COMPAT | {"explanation"}),
     # These are themselves imported only by who uses them.
     "viz": Layer(TOOLS - {"evaluation"}, extras="anywhere"),
     "evaluation": Layer(TOOLS, extras="anywhere"),

@@ -56,14 +56,17 @@ def check_names(backend: str, recompute: str) -> None:
         raise ValueError(f"recompute must be one of {', '.join(RECOMPUTE)}, got {recompute!r}")
 
 
-def unavailable(name: str, request: Request) -> str | None:
-    """Why backend `name` can't serve the request, or None if it can."""
+def unavailable(name: str, request: Request, arch: int | None = None) -> str | None:
+    """Why backend `name` can't serve the request, or None if it can.
+
+    `arch`: on a GPU of that architecture (10 * major + minor), which needn't be here.
+    """
     if (request.transformed or request.traced) and name not in ("torch", "reference"):
         return f"{'torch.func transforms' if request.transformed else 'torch.jit.trace'} can't see into its kernels"
     if name == "triton":
         return "its kernels are not part of this version"
     if name == "cuda":
-        return cuda.unavailable(request)
+        return cuda.unavailable(request) if arch is None else cuda.unavailable_on(arch, request)
     if name == "cpu":
         return cpu.unavailable(request)
     if name == "torch":
@@ -71,8 +74,8 @@ def unavailable(name: str, request: Request) -> str | None:
     return "it has no projections (proj_size)" if request.proj_size else None
 
 
-def _preference(request: Request) -> tuple[str, ...]:
-    """Backends in the order of their measured speed for this shape, device and dtype (docs/performance.md)."""
+def preference(request: Request, arch: int | None = None) -> tuple[str, ...]:
+    """What `"auto"` tries, fastest first as measured for this shape, device and dtype (docs/performance.md)."""
     if request.transformed and not request.proj_size:
         return ("reference",)  # plain torch, which vmap and jvp see through too
     if request.traced:
@@ -83,14 +86,15 @@ def _preference(request: Request) -> tuple[str, ...]:
         return ("cpu", "torch", "reference")
     if request.device == "meta":
         return ("reference",)  # nothing runs: any operator gives the shapes
-    proven = _PROVEN_ARCHITECTURES and cuda.architecture() in _PROVEN_ARCHITECTURES
+    proven = _PROVEN_ARCHITECTURES and (cuda.architecture() if arch is None else arch) in _PROVEN_ARCHITECTURES
     return (*(("cuda",) if proven else ()), "torch", "reference")
 
 
-def resolve(backend: str, request: Request) -> str:
+def resolve(backend: str, request: Request, arch: int | None = None) -> str:
     """The backend that runs the request: the one named, or for `"auto"` the fastest that can.
 
-    Depends on the request alone, so the same call always gets the same backend, and with it the same bits.
+    Depends on the request alone, so the same call always gets the same backend, and with it the same bits; and on
+    `arch`, where it is asked for a GPU that needn't be here.
 
     Raises:
         ValueError: no backend or recompute mode has that name.
@@ -98,21 +102,14 @@ def resolve(backend: str, request: Request) -> str:
     """
     check_names(backend, request.recompute)
     if backend != "auto":
-        reason = unavailable(backend, request)
+        reason = unavailable(backend, request, arch)
         if reason is not None:
             raise BackendUnavailable(f"backend {backend!r} can't run this call: {reason}")
         return backend
     reasons = []
-    for name in _preference(request):
-        reason = unavailable(name, request)
+    for name in preference(request, arch):
+        reason = unavailable(name, request, arch)
         if reason is None:
             return name
         reasons.append(f"{name}: {reason}")
     raise BackendUnavailable("no backend can run this call: " + "; ".join(reasons))
-
-
-def report(device: str = "cpu", dtype: _torch.dtype = _torch.float32) -> list[tuple[str, bool, str]]:
-    """(name, available, reason) of each backend for a plain LSTM on that device; the reason is empty if available."""
-    request = Request(device=device, dtype=dtype)
-    reasons = [(name, unavailable(name, request)) for name in NAMES[1:]]
-    return [(name, reason is None, reason or "") for name, reason in reasons]

@@ -84,20 +84,22 @@ class _Rates(NamedTuple):
     """Of one multiprocessor and clock cycle, but for memory. Estimates (KERNELS.md) until they are measured."""
 
     clock: float  # cycles a microsecond
-    flop: int  # of matrix instructions on 16-bit operands; tf32 has half of it
+    flop: int  # of the kernels' matrix instructions on 16-bit operands; tf32 has half of it
+    library_flop: int  # of the library's large products, likewise
     l2_bytes: float
     remote_bytes: float  # distributed shared memory
     memory: float  # bytes a microsecond of the whole device
 
 
 _RATES = {
-    80: _Rates(1410, 2048, 24, 12, 1.8e6),
-    86: _Rates(1700, 512, 20, 12, 0.7e6),
-    89: _Rates(2400, 512, 20, 12, 0.6e6),
-    90: _Rates(1755, 2240, 24, 11.4, 3.0e6),
-    100: _Rates(1850, 2240, 24, 11.4, 7.0e6),
-    120: _Rates(2400, 512, 20, 11.4, 1.5e6),
+    80: _Rates(1410, 2048, 1640, 24, 12, 1.8e6),
+    86: _Rates(1700, 512, 400, 20, 12, 0.7e6),
+    89: _Rates(2400, 512, 400, 20, 12, 0.6e6),
+    90: _Rates(1755, 2240, 3450, 24, 11.4, 3.0e6),
+    100: _Rates(1850, 2240, 6200, 24, 11.4, 7.0e6),
+    120: _Rates(2400, 512, 400, 20, 11.4, 1.5e6),
 }
+_PLAIN_FLOP = 256  # of float32 without matrix instructions: the library's exact products
 _EXCHANGE = 1.8  # microseconds from the last store of h to the first byte of it in another block
 _COPY = 0.7  # microseconds from asking for a stage to its arrival
 _ITEM = 0.2  # microseconds of gate arithmetic and barriers a tile and pass
@@ -193,6 +195,20 @@ def geometry(
     )
 
 
+def _geometry_of(plan: Plan, hidden: int, batch: int, element_bytes: int, backward: bool) -> Geometry:
+    names = ("cluster", "clusters", "replicas", "unit_blocks", "tile_columns")
+    return geometry(hidden, batch, element_bytes, **{name: getattr(plan, name) for name in names}, backward=backward)
+
+
+def weight_shares(
+    plan: Plan, hidden: int, batch: int, element_bytes: int, *, backward: bool = False
+) -> dict[str, float]:
+    """Of W_hh, what a launch of the plan holds where."""
+    rounds = _geometry_of(plan, hidden, batch, element_bytes, backward).rounds
+    held = {"in registers": plan.register_rounds / rounds, "in shared memory": plan.resident_rounds / rounds}
+    return held | {"streamed from L2": 1 - sum(held.values())}
+
+
 def _aligned(size: int) -> int:
     return _ceil_div(size, 128) * 128
 
@@ -200,8 +216,7 @@ def _aligned(size: int) -> int:
 def shared_bytes(plan: Plan, hidden: int, batch: int, element_bytes: int, *, backward: bool = False) -> int:
     """Shared memory of a block in bytes: the regions of the kernel in their order."""
     shape = _shape(element_bytes, backward)
-    names = ("cluster", "clusters", "replicas", "unit_blocks", "tile_columns")
-    g = geometry(hidden, batch, element_bytes, **{name: getattr(plan, name) for name in names}, backward=backward)
+    g = _geometry_of(plan, hidden, batch, element_bytes, backward)
     round_bytes = plan.unit_blocks * g.k_warps * _FRAGMENT
     streams = g.rounds > plan.register_rounds + plan.resident_rounds
     weight_stages = plan.weight_stages if streams else 0
@@ -297,6 +312,19 @@ def _holdings(
                         yield Plan(*division.values(), in_registers, resident, *rest)
 
 
+def _rates(limits: DeviceLimits) -> _Rates:
+    return _RATES[max((arch for arch in _RATES if arch <= limits.arch), default=min(_RATES))]
+
+
+def product_time(flop: float, moved: float, dtype: torch.dtype, tf32: bool, limits: DeviceLimits) -> float:
+    """Microseconds that the library takes for products of so many FLOP that move so many bytes, by estimate."""
+    rates = _rates(limits)
+    a_cycle = rates.library_flop
+    if dtype == torch.float32:
+        a_cycle = rates.library_flop // 2 if tf32 else _PLAIN_FLOP
+    return max(flop / (a_cycle * limits.multiprocessors * rates.clock), moved / rates.memory)
+
+
 def _predict(
     plan: Plan, g: Geometry, hidden: int, element_bytes: int, exact: bool, backward: bool, limits: DeviceLimits
 ) -> tuple[float, str]:
@@ -305,7 +333,7 @@ def _predict(
     With several tiles, the exchange of one goes on while the others are multiplied. `exact`: float32 without tf32,
     three products for one.
     """
-    rates = _RATES[max((arch for arch in _RATES if arch <= limits.arch), default=min(_RATES))]
+    rates = _rates(limits)
     blocks = plan.groups * plan.replicas * plan.clusters * plan.cluster
     warps = plan.unit_blocks * g.k_warps
     stage_row = plan.hidden_stage_rounds * g.k_warps * _PAIR + 16

@@ -16,7 +16,7 @@ from .plan import MAX_GROUPS, DeviceLimits, Plan, plan
 
 # Microseconds of a launch: preparations and the weights' way onto the chip, beside the small products before it.
 # An estimate until it is measured.
-_LAUNCH = 30.0
+LAUNCH = 30.0
 _SHORTEST = 250.0  # microseconds that a window runs at least: in less, Python hasn't launched the next one
 _GAIN = 0.9  # of the time layer by layer: less isn't worth the rounding of more, smaller sums
 
@@ -56,9 +56,9 @@ def wavefront(
         if length * together.microseconds < _SHORTEST or length >= steps:
             continue
         launches = -(-steps // length) + layers - 1
-        time = launches * (length * together.microseconds + _LAUNCH)
+        time = launches * (length * together.microseconds + LAUNCH)
         if best is None or time < best.microseconds:
             best = Wavefront(length, together, time)
-    if best is None or best.microseconds > _GAIN * layers * (steps * alone + _LAUNCH):
+    if best is None or best.microseconds > _GAIN * layers * (steps * alone + LAUNCH):
         return None
     return best

@@ -7,6 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# A launch loads the weights that it keeps on the chip once more, so that a window shouldn't be short.
+MIN_STEPS = 256
+WINDOW_BYTES = 64 << 20  # of projections; more steps than MIN_STEPS only within it
+# Steps whose gates are computed again at a time, by device type. On a CPU weights are packed within a few steps' time.
+CHECKPOINT_STEPS = {"cpu": 64, "cuda": MIN_STEPS}
+
 
 class Window(NamedTuple):
     """The steps [first, end) in order of processing."""
@@ -21,16 +27,23 @@ class Window(NamedTuple):
 
 def windows(steps: int, length: int) -> list[Window]:
     """All steps, so many at a time; the last window may be shorter."""
-    return [Window(first, min(first + length, steps)) for first in range(0, steps, length)]
+    return [Window(first, min(first + length, steps)) for first in range(0, steps, max(length, 1))]
+
+
+def even_windows(steps: int, step_bytes: int) -> list[Window]:
+    """All steps in windows of about one length, whose projections of `step_bytes` each take bounded memory."""
+    count = -(-steps // max(MIN_STEPS, WINDOW_BYTES // max(step_bytes, 1)))
+    return windows(steps, -(-steps // max(count, 1)))
 
 
 class Origins(NamedTuple):
     """The hidden states that the steps of a window started from, as parts of tensors that are there.
 
-    Of the window's steps `rest` they are `output[neighbours]`; to those comes, of each sequence's step `first` (one
-    for all, or one for each), `start` [B, H].
+    Of the window's steps `rest` (all `count` but one at most) they are `output[neighbours]`; to those comes, of each
+    sequence's step `first` (one for all, or one for each), `start` [B, H].
     """
 
+    count: int
     rest: slice
     neighbours: slice
     first: int | Tensor
@@ -43,6 +56,19 @@ class Origins(NamedTuple):
             total[self.first, columns] = total[self.first, columns] + part
         else:
             total[self.first] += part
+
+    def states(self, output: Tensor) -> Tensor:
+        """[n, B, H]: all of them, a view of `output` [T, B, H] where that has them side by side."""
+        rows = output[self.neighbours]
+        if self.start is None:
+            return rows
+        if not isinstance(self.first, Tensor):
+            start = self.start.unsqueeze(0)
+            return torch.cat([rows, start] if self.first else [start, rows])
+        gap = output.new_zeros(self.count - rows.size(0), *rows.shape[1:])
+        states = torch.cat([rows, gap])
+        self.add_first(states, self.start)
+        return states
 
     def take_first(self, tensor: Tensor) -> Tensor:
         """[B, K]: of `tensor` [n, B, K] the steps `first`."""
@@ -60,14 +86,14 @@ def origins(h_0: Tensor, lengths: Tensor | None, window: Window, steps: int, rev
     count = times.stop - times.start
     if not reverse:
         if times.start == 0:
-            return Origins(slice(1, count), slice(0, times.stop - 1), 0, h_0)
-        return Origins(slice(0, count), slice(times.start - 1, times.stop - 1), 0, None)
+            return Origins(count, slice(1, count), slice(0, times.stop - 1), 0, h_0)
+        return Origins(count, slice(0, count), slice(times.start - 1, times.stop - 1), 0, None)
     whole = times.stop < steps
     rest = slice(0, count if whole else count - 1)
     neighbours = slice(times.start + 1, times.stop + 1 if whole else times.stop)
     if lengths is None:
-        return Origins(rest, neighbours, count - 1, None if whole else h_0)
+        return Origins(count, rest, neighbours, count - 1, None if whole else h_0)
     # Running backwards, a short sequence starts at its own last frame, whose successor is padding.
     starts_here = (lengths > times.start) & (lengths <= times.stop)
     first = (lengths - 1 - times.start).clamp(0, count - 1)
-    return Origins(rest, neighbours, first, torch.where(starts_here.unsqueeze(1), h_0, 0))
+    return Origins(count, rest, neighbours, first, torch.where(starts_here.unsqueeze(1), h_0, 0))

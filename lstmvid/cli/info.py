@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 import lstmvid
-from lstmvid import _native, backends
+from lstmvid import _native
+
+_EXAMPLE = (20, 16, 1024, 1024)  # T, B, D, H; `lstmvid plan` shows others
 
 
 def main(arguments: list[str]) -> int:
@@ -21,9 +23,7 @@ def main(arguments: list[str]) -> int:
     for name, value in _facts().items():
         print(f"{name:18}{value}")
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-        print(f"\nbackends on {device}, for a plain LSTM in float32:")
-        for name, available, reason in backends.report(device):
-            print(f"  {name:16}{'available' if available else 'not available: ' + reason}")
+        print(f"\n{lstmvid.explain(_EXAMPLE, device=device)}")
     return 0
 
 

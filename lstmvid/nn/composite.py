@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..functional import as_frames
 from ..ops import autocast_dtype
+from .decoders import DecoderRun, folds, run_decoders, run_folded
 from .likelihoods import LIKELIHOODS
 from .stack import LSTMStack, State
 
@@ -139,16 +140,15 @@ class FusedComposite(nn.Module):
         x = self._flatten(frames, "frames")
         truth, steps = self._future(x, targets, predict_steps, feedback)
         state = self._encode(x)
+        backwards = None if self.reconstructor is None else x.flip(0)
+        z_reconstruction, z_prediction = self._decode(state, backwards, steps, truth, feedback)
         reconstruction = prediction = reconstruction_loss = prediction_loss = None
-        if self.reconstructor is not None:
-            backwards = x.flip(0)
-            z = self._reconstruct(backwards, state)
-            reconstruction_loss = self.likelihood.loss(z, backwards)
-            reconstruction = self._unflatten(self.likelihood.mean(z).flip(0))
-        if steps:
-            z = self._predict(state, steps, truth, feedback)
-            prediction = self._unflatten(self.likelihood.mean(z))
-            prediction_loss = None if truth is None else self.likelihood.loss(z, truth)
+        if z_reconstruction is not None:
+            reconstruction_loss = self.likelihood.loss(z_reconstruction, backwards)
+            reconstruction = self._unflatten(self.likelihood.mean(z_reconstruction).flip(0))
+        if z_prediction is not None:
+            prediction = self._unflatten(self.likelihood.mean(z_prediction))
+            prediction_loss = None if truth is None else self.likelihood.loss(z_prediction, truth)
         losses = [loss for loss in (reconstruction_loss, prediction_loss) if loss is not None]
         loss = sum(losses[1:], losses[0]) if losses else None
         return CompositeOutput(reconstruction, prediction, state, loss, reconstruction_loss, prediction_loss)
@@ -163,7 +163,7 @@ class FusedComposite(nn.Module):
         if self.reconstructor is None:
             raise ValueError("this model has no reconstruction decoder (reconstruct=None)")
         x = self._flatten(frames, "frames")
-        z = self._reconstruct(x.flip(0), self._encode(x))
+        z, _ = self._decode(self._encode(x), x.flip(0), 0, None, 0.0)
         return self._unflatten(self.likelihood.mean(z).flip(0))
 
     @torch.no_grad()
@@ -173,7 +173,8 @@ class FusedComposite(nn.Module):
             raise ValueError("steps must be at least 1, got None")
         x = self._flatten(frames, "frames")
         _, steps = self._future(x, None, steps, 0.0)
-        return self._unflatten(self.likelihood.mean(self._predict(self._encode(x), steps, None, 0.0)))
+        _, z = self._decode(self._encode(x), None, steps, None, 0.0)
+        return self._unflatten(self.likelihood.mean(z))
 
     @classmethod
     def from_original(
@@ -220,25 +221,44 @@ class FusedComposite(nn.Module):
     def _encode(self, x: Tensor) -> State:
         return self.encoder(x, self.encoder.zero_state(x.size(1)))[1]
 
-    def _reconstruct(self, backwards: Tensor, state: State) -> Tensor:
-        """z of the frames in reverse; a conditional decoder always sees the true previous one."""
-        if self.original_encoder_gradient and self.predictor is not None:
-            h_n, c_n = state
-            state = (h_n.detach() if "predict" in self.copy_state else h_n, c_n.detach())
-        seen = backwards if self.reconstruct_mode == "conditional" else None
-        hidden = _decode(self.reconstructor, state, len(backwards), seen, "reconstruct" in self.copy_state)
-        return self.reconstruction_head(hidden)
+    def _decode(
+        self, state: State, backwards: Tensor | None, steps: int, truth: Tensor | None, feedback: float
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """z of the frames in reverse and of `steps` frames to come, each where it is wanted.
 
-    def _predict(self, state: State, steps: int, truth: Tensor | None, feedback: float) -> Tensor:
-        copy = "predict" in self.copy_state
-        if self.predict_mode == "unconditional":
-            return self.prediction_head(_decode(self.predictor, state, steps, None, copy))
-        if truth is not None and feedback == 0:
-            return self.prediction_head(_decode(self.predictor, state, steps, truth, copy))
-        return self._closed_loop(state, steps, truth, feedback, copy)
+        Decoders whose calls are alike run side by side in one. A conditional reconstruction decoder always sees the
+        true previous frame, a predictor only where it isn't in a closed loop.
+        """
+        runs, heads, z = [], [], [None, None]
+        if backwards is not None:
+            seen = backwards if self.reconstruct_mode == "conditional" else None
+            copy = "reconstruct" in self.copy_state
+            start = self._reconstruction_state(state)
+            runs.append(DecoderRun(self.reconstructor, start, len(backwards), seen, copy))
+            heads.append((0, self.reconstruction_head))
+        if steps:
+            copy, is_conditional = "predict" in self.copy_state, self.predict_mode == "conditional"
+            if is_conditional and (truth is None or feedback > 0):
+                z[1] = self._closed_loop(state, steps, truth, feedback, copy)
+            else:
+                runs.append(DecoderRun(self.predictor, state, steps, truth if is_conditional else None, copy))
+                heads.append((1, self.prediction_head))
+        for (which, head), hidden in zip(heads, run_decoders(runs), strict=True):
+            z[which] = head(hidden)
+        return z[0], z[1]
+
+    def _reconstruction_state(self, state: State) -> State:
+        """The encoder's final state, for the reconstruction decoder."""
+        if not self.original_encoder_gradient or self.predictor is None:
+            return state
+        h_n, c_n = state
+        return (h_n.detach() if "predict" in self.copy_state else h_n), c_n.detach()
 
     def _closed_loop(self, state: State, steps: int, truth: Tensor | None, feedback: float, copy: bool) -> Tensor:
         """A conditional predictor on its own output, mixed with the truth where there is one and `feedback` < 1."""
+        on_its_own = truth is None or feedback == 1
+        if on_its_own and self.likelihood is LIKELIHOODS["gaussian"] and folds(self.predictor, state, steps):
+            return run_folded(self.predictor, self.prediction_head, state, steps, copy)
         batch = state[0].size(1)
         previous = state[0].new_zeros(batch, self.prediction_head.out_features)
         outputs: list[Tensor] = []
@@ -298,19 +318,6 @@ class FusedComposite(nn.Module):
         if predict_steps not in (None, truth.size(0)):
             raise ValueError(f"predict_steps is {predict_steps}, but targets hold {truth.size(0)} frames")
         return truth, truth.size(0)
-
-
-def _decode(stack: LSTMStack, state: State, steps: int, seen: Tensor | None, copy: bool) -> Tensor:
-    """Top-layer states [T, B, H] of a decoder that sees `seen[t - 1]` at step t, or nothing."""
-    if copy:
-        first = state[0][-1:]
-        if steps == 1:
-            return first
-        output, _ = stack(None if seen is None else seen[:-1], state, steps - 1)
-        return torch.cat([first, output])
-    if seen is not None:
-        seen = torch.cat([torch.zeros_like(seen[:1]), seen[:-1]])
-    return stack(seen, state, steps)[0]
 
 
 def _check_arguments(shape, hidden_size, num_layers, reconstruct, predict, likelihood, copy_state, dropout) -> None:

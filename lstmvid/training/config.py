@@ -204,7 +204,7 @@ class TrainerConfig(Section):
         nodes: machines; start the command on each of them, by torchrun, SLURM or with NODE_RANK and MASTER_ADDR.
         strategy: what several devices share: ddp keeps a whole model on each, fsdp shares its weights out, for models
             too large for one; auto is ddp for several and plain for one.
-        precision: of weights and arithmetic.
+        precision: of weights and arithmetic; `16-mixed` scales the loss, and is for GPUs.
     """
 
     max_steps: int = _integer(100_000, 1)
@@ -216,8 +216,8 @@ class TrainerConfig(Section):
     devices: int = _integer(1, 1)
     nodes: int = _integer(1, 1)
     strategy: Literal["auto", "ddp", "fsdp"] = _choice("auto", "auto", "ddp", "fsdp")
-    precision: Literal["32-true", "64-true", "bf16-true", "bf16-mixed"] = _choice(
-        "32-true", "32-true", "64-true", "bf16-true", "bf16-mixed"
+    precision: Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"] = _choice(
+        "32-true", "32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"
     )
 
 

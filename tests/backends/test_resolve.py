@@ -23,7 +23,7 @@ from lstmvid.backends import Request, resolve
         (Request("cpu", torch.float32, traced=True), "torch"),
         (Request("cpu", torch.float32, traced=True, peephole=True), "reference"),
         (Request("cpu", torch.float32, proj_size=3), "torch"),
-        (Request("cpu", torch.float32, recompute="gates"), "reference"),
+        (Request("cpu", torch.float32, recompute="gates"), "cpu"),
         (Request("cuda", torch.float32), "torch"),
         (Request("cuda", torch.float32, lengths=True, packed=True), "torch"),
         (Request("cuda", torch.float32, peephole=True), "reference"),
@@ -143,11 +143,17 @@ def test_nobody_can():
         resolve("auto", Request("cpu", torch.float32, proj_size=3, peephole=True))
 
 
-def test_report():
-    rows = {name: (available, reason) for name, available, reason in backends.report()}
-    assert set(rows) == set(backends.NAMES) - {"auto"}
-    assert rows["cpu"] == (True, "")
-    assert all(available or reason for available, reason in rows.values())
+def test_on_a_gpu_that_is_not_here(monkeypatch):
+    request = Request("cuda", torch.bfloat16)
+    assert resolve("cuda", request, arch=90) == "cuda"
+    assert resolve("auto", request, arch=90) == "torch"
+    monkeypatch.setattr(backends, "_PROVEN_ARCHITECTURES", (90,))
+    assert resolve("auto", request, arch=90) == "cuda"
+    assert resolve("auto", request, arch=80) == "torch"
+    with pytest.raises(BackendUnavailable, match=r"compute capability 8\.0, this GPU has 7\.5"):
+        resolve("cuda", request, arch=75)
+    with pytest.raises(BackendUnavailable, match="float64"):
+        resolve("cuda", request._replace(dtype=torch.float64), arch=90)
 
 
 def test_without_the_native_module(monkeypatch):

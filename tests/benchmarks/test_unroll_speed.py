@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,7 +182,23 @@ def test_quick_stops_in_time(run, monkeypatch):
     code, printed, result = run("--quick", "--model", "lstm")
     assert code == 0
     assert result["rows"] == []
-    assert "--quick starts nothing after" in printed
+    assert "nothing is started after -1 seconds" in printed
+
+
+def test_after_its_seconds_nothing_is_started_and_the_rest_is_written(run, monkeypatch):
+    clock, measure_row = [0.0], unroll_speed.measure_row
+
+    def slow(*arguments):
+        clock[0] += 60
+        return measure_row(*arguments)
+
+    monkeypatch.setattr(unroll_speed, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(unroll_speed, "measure_row", slow)
+    options = ("--steps", "2", "3", "--model", "lstm", "--rounds", "1", "--mode", "forward")
+    code, _, result = run(*options, "--seconds", "30")
+    assert code == 0
+    assert [row["steps"] for row in result["rows"]] == [2]
+    assert [reason for reason in result["left_out"].values() if "nothing is started after 30 seconds" in reason]
 
 
 def test_statistics_compare_within_rounds():

@@ -66,35 +66,48 @@ pytestmark = [
 
 
 @cache
-def _dump(option: str) -> dict[Kernel, list[str]]:
-    """The lines of cuobjdump's output for each variant of the recurrent kernel in the module."""
+def _functions(option: str) -> list[tuple[str, str, list[str]]]:
+    """(chip, mangled name, lines of cuobjdump's output) of each kernel in the module."""
     (module,) = Path(lstmvid.__file__).parent.glob("_C*.so")
     environment = os.environ | {"PATH": _tools() or ""}
     command = ["cuobjdump", option, str(module)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    kernels: dict[Kernel, list[str]] = {}
-    arch, lines = "", []
+    functions: list[tuple[str, str, list[str]]] = []
+    arch = ""
     for line in done.stdout.splitlines():
         if found := re.match(r"arch = sm_(\w+)", line):
             arch = found[1]
         elif found := re.search(r"Function\s*:?\s+(\w+)", line):
-            name = re.search(r"lstm_sequence_(fwd|bwd)_kernel\w*?PrecisionE(\d)ELi(\d+)ELi(\d+)E", found[1])
-            lines = []
-            if name:
-                kernels[Kernel(arch, name[1], PRECISIONS[int(name[2])], int(name[3]), int(name[4]))] = lines
-        else:
-            lines.append(line)
-    return kernels
+            functions.append((arch, found[1], []))
+        elif functions:
+            functions[-1][2].append(line)
+    return functions
+
+
+@cache
+def _dump(option: str) -> dict[Kernel, list[str]]:
+    """The same of the recurrent kernels, by variant."""
+    pattern = re.compile(r"lstm_sequence_(fwd|bwd)_kernel\w*?PrecisionE(\d)ELi(\d+)ELi(\d+)E")
+    found = ((arch, pattern.search(name), lines) for arch, name, lines in _functions(option))
+    return {
+        Kernel(arch, name[1], PRECISIONS[int(name[2])], int(name[3]), int(name[4])): lines
+        for arch, name, lines in found
+        if name
+    }
+
+
+def _usage(lines: list[str]) -> dict[str, int]:
+    return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", " ".join(lines[:1]))}
+
+
+def _instructions(lines: list[str]) -> list[Instruction]:
+    pattern = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);")
+    return [Instruction(int(m[1], 16), m[2], m[3]) for m in map(pattern.match, lines) if m]
 
 
 @cache
 def _code() -> dict[Kernel, list[Instruction]]:
-    pattern = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);")
-    return {
-        kernel: [Instruction(int(m[1], 16), m[2], m[3]) for m in map(pattern.match, lines) if m]
-        for kernel, lines in _dump("-sass").items()
-        if kernel.is_served
-    }
+    return {kernel: _instructions(lines) for kernel, lines in _dump("-sass").items() if kernel.is_served}
 
 
 def _variants() -> set[tuple[str, str, int, int]]:
@@ -117,9 +130,9 @@ def test_every_chip_has_every_variant():
 def test_nothing_spills():
     for kernel, lines in _dump("-res-usage").items():
         if kernel.is_served:
-            usage = dict(re.findall(r"(\w+):(\d+)", " ".join(lines[:1])))
-            assert usage["STACK"] == usage["LOCAL"] == "0", kernel
-            assert int(usage["REG"]) <= 168, kernel  # of 12 warps on a multiprocessor
+            usage = _usage(lines)
+            assert usage["STACK"] == usage["LOCAL"] == 0, kernel
+            assert usage["REG"] <= 168, kernel  # of 12 warps on a multiprocessor
     for kernel, code in _code().items():
         assert not [i for i in code if i.name.startswith(("LDL", "STL"))], kernel
 
@@ -159,3 +172,20 @@ def test_weights_in_registers_are_loaded_before_the_steps_begin():
         loads = [i.address for i in code if i.name == "LDG.E.128"]
         assert len(loads) >= 4 * kernel.register_rounds, kernel
         assert max(loads) < first_product, kernel
+
+
+def test_the_scan_of_gates_keeps_its_steps_ahead_in_registers():
+    """Loads of four steps' pre-activations stand before the loop: nothing of them may lie in local memory."""
+    usage = {
+        (arch, name): _usage(lines) for arch, name, lines in _functions("-res-usage") if "lstm_gates_kernel" in name
+    }
+    archs = {kernel.arch for kernel in _dump("-res-usage")}
+    assert len(usage) == 3 * len(archs)
+    for name, of in usage.items():
+        assert of["STACK"] == of["LOCAL"] == 0, name
+        assert of["REG"] <= 64, name  # so that a multiprocessor holds 1,024 threads
+    for arch, name, lines in _functions("-sass"):
+        if "lstm_gates_kernel" in name:
+            loads = [i for i in _instructions(lines) if i.name.startswith("LDG.E")]
+            assert len(loads) >= 4 * 4, (arch, name)
+            assert not [i for i in _instructions(lines) if i.name.startswith(("LDL", "STL"))], (arch, name)

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lstmvid
 from lstmvid import FusedComposite
@@ -87,9 +88,12 @@ def _plain(model, frames, targets, feedback_truth=True):
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "rectified"])
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
-@pytest.mark.parametrize("num_layers", [1, 2])
-def test_losses_and_gradients(combination, likelihood, num_layers):
-    """Every combination against the equations written out, teacher-forced and free-running."""
+@pytest.mark.parametrize(("num_layers", "future"), [(1, 4), (2, 3), (2, 4)])
+def test_losses_and_gradients(combination, likelihood, num_layers, future):
+    """Every combination against the equations written out, teacher-forced and free-running.
+
+    With as many frames to predict as to reconstruct, two decoders of one kind take a single call.
+    """
     reconstruct, predict, copy = combination
     model = _model(
         num_layers=num_layers,
@@ -99,7 +103,7 @@ def test_losses_and_gradients(combination, likelihood, num_layers):
         likelihood=likelihood,
         dtype=torch.float64,
     )
-    frames, targets = torch.rand(4, 2, 1, 3, 4).double(), torch.rand(3, 2, 1, 3, 4).double()
+    frames, targets = torch.rand(4, 2, 1, 3, 4).double(), torch.rand(future, 2, 1, 3, 4).double()
     if reconstruct is None and predict is None:
         assert model(frames).loss is None
         return
@@ -157,10 +161,57 @@ def test_reconstruction_is_decoded_in_reverse():
     changed[2] = torch.rand_like(changed[2])
 
     def decode(x):  # the decoder alone, from one state
-        return model._reconstruct(x.flatten(2).flip(0), state).flip(0)
+        return model._decode(state, x.flatten(2).flip(0), 0, None, 0.0)[0].flip(0)
 
     differs = (decode(changed) - decode(frames)).abs().amax((1, 2)) > 0
     assert differs.tolist() == [True, True, False, False, False]
+
+
+class Groups(TorchDispatchMode):
+    """Keeps the number of groups of each call of `lstm_sequence`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.lstmvid.lstm_sequence.default:
+            self.seen.append(args[1].size(0))
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("options", "future", "groups"),
+    [
+        ({"reconstruct": "unconditional", "predict": "unconditional"}, 4, [1, 2]),
+        ({"reconstruct": "conditional", "predict": "conditional"}, 4, [1, 2]),
+        ({"reconstruct": "conditional", "predict": "conditional", "copy_state": ("reconstruct",)}, 3, [1, 2]),
+        ({"reconstruct": "unconditional", "predict": "unconditional", "copy_state": ("predict",)}, 4, [1, 1, 1]),
+        ({"reconstruct": "unconditional", "predict": "unconditional"}, 3, [1, 1, 1]),
+        ({"reconstruct": "unconditional", "predict": "conditional"}, 4, [1, 1, 1]),
+        ({"reconstruct": None, "predict": "conditional"}, 4, [1, 1]),
+    ],
+)
+def test_decoders_that_are_alike_take_one_call(options, future, groups):
+    model = _model(**options, backend="reference")
+    with Groups() as calls:
+        model(torch.rand(4, 2, 1, 3, 4), torch.rand(future, 2, 1, 3, 4))
+    assert calls.seen == groups
+
+
+@pytest.mark.parametrize("copy_state", [(), ("predict",)])
+def test_a_linear_predictor_on_its_own_output_takes_one_call(copy_state):
+    """Folded into a recurrence without input; what a predictor of two layers, which can't be, does step by step."""
+    options = {"predict": "conditional", "likelihood": "gaussian", "copy_state": copy_state, "backend": "reference"}
+    model = _model(num_layers=1, **options)
+    frames = torch.rand(4, 2, 1, 3, 4)
+    with Groups() as calls:
+        model.predict(frames, 50)
+    assert len(calls.seen) == (2 if copy_state else 3)  # the encoder, the first step, the others
+    deep = _model(num_layers=2, **options)
+    with Groups() as calls:
+        deep.predict(frames, 50)
+    assert len(calls.seen) == (50 if copy_state else 51)
 
 
 def test_batch_first_and_uint8():
@@ -230,8 +281,9 @@ def test_original_encoder_gradient(copy_state):
     x = frames.flatten(2)
     state = true._encode(x)
     h, c = (s.detach().requires_grad_() for s in state)
-    reconstruction = true.likelihood.loss(true._reconstruct(x.flip(0), (h, c)), x.flip(0))
-    prediction = true.likelihood.loss(true._predict((h, c), 3, targets.flatten(2), 0.0), targets.flatten(2))
+    z_reconstruction, z_prediction = true._decode((h, c), x.flip(0), 3, targets.flatten(2), 0.0)
+    reconstruction = true.likelihood.loss(z_reconstruction, x.flip(0))
+    prediction = true.likelihood.loss(z_prediction, targets.flatten(2))
     (grad_h,) = torch.autograd.grad(reconstruction, h)
     seeds = list(torch.autograd.grad(prediction, (h, c)))
     if not copy_state:
@@ -326,9 +378,10 @@ def test_wrong_options(options, words):
         FusedComposite(**{"frame_shape": (1, 3, 4), "hidden_size": 6} | options)
 
 
-def test_compiles_as_one_graph():
+@pytest.mark.parametrize("predict", ["conditional", "unconditional"])
+def test_compiles_as_one_graph(predict):
     """`fullgraph=True`: forward and backward of the whole model, for more than one batch size."""
-    model = _model(predict="conditional")
+    model = _model(predict=predict)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     for batch in (2, 5):
         frames, targets = torch.rand(4, batch, 1, 3, 4), torch.rand(3, batch, 1, 3, 4)

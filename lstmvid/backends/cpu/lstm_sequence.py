@@ -1,15 +1,22 @@
-"""`lstm_sequence` on the CPU: allocates, projects the inputs, calls the recurrent kernel a layer at a time."""
+"""`lstm_sequence` on the CPU: allocates, projects the inputs, calls the recurrent kernel a layer at a time.
+
+What isn't kept for backward is projected in windows of time, so that memory doesn't grow with the unroll. Where gates
+aren't kept, backward too runs in windows, last one first: their pre-activations come from dense products over the
+hidden states that are there, gates and cells from the kernel's own arithmetic, and both are forgotten with the window.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ... import _native
 from ..dense import input_gradient, linear, weight_gradient
-from ..layers import layer_weights
+from ..layers import Weights, WeightTotals, gradients_of_nothing, layer_weights
+from ..windows import Window, even_windows, origins, windows
 
 
 def unavailable(request) -> str | None:
@@ -20,9 +27,68 @@ def unavailable(request) -> str | None:
         return f"it runs on the CPU, the tensors are on {request.device}"
     if request.dtype not in _native.CPU_DTYPES:
         return f"it computes in float32, float64 and bfloat16, got {request.dtype}"
-    if request.recompute == "gates":
-        return "it can't recompute gates yet"
     return "it has no projections (proj_size)" if request.proj_size else None
+
+
+def _lengths_in(lengths: Tensor | None, time: slice) -> Tensor | None:
+    """Steps of each sequence in a stretch of time."""
+    return None if lengths is None else (lengths - time.start).clamp(0, time.stop - time.start)
+
+
+class _Layer(NamedTuple):
+    """One layer of one group forward: sequences [T, B, ...], states [B, H]; None for what isn't there or isn't kept."""
+
+    x: Tensor | None
+    weights: Weights
+    reverse: bool
+    lengths: Tensor | None
+    h_0: Tensor
+    c_0: Tensor
+    output: Tensor
+    h_n: Tensor
+    c_n: Tensor
+    cells: Tensor | None
+    gates: Tensor | None
+    checkpoints: Tensor | None  # [number of windows, B, H]: the cells that each window starts from
+
+
+def _run(layer: _Layer, parts: list[Window]) -> None:
+    """Fill in the layer's results."""
+    steps, batch, size = layer.output.shape
+    for index, part in enumerate(parts):
+        time = part.times(steps, layer.reverse)
+        # In place from one window to the next: the kernel reads states before it writes any.
+        h, c = (layer.h_0, layer.c_0) if index == 0 else (layer.h_n, layer.c_n)
+        if layer.checkpoints is not None:
+            layer.checkpoints[index] = c
+        weight_ih, weight_hh, bias, peephole = layer.weights
+        projection = None if layer.x is None else linear(layer.x[time], weight_ih, bias)
+        bias = bias if projection is None else None
+        if part.end - part.first == 1:
+            # One product only: packing the weights would cost more than it.
+            product = linear(h, weight_hh, bias)
+            projection = product if projection is None else projection.add_(product)
+            weight_hh = bias = None
+        _native.lstm_sequence_cpu(
+            "fwd",
+            steps=part.end - part.first,
+            batch=batch,
+            hidden=size,
+            dtype=layer.output.dtype,
+            reverse=layer.reverse,
+            projection=projection,
+            bias=bias,
+            weight_hh=weight_hh,
+            peephole=peephole,
+            h_0=h,
+            c_0=c,
+            lengths=_lengths_in(layer.lengths, time),
+            output=layer.output[time],
+            h_n=layer.h_n,
+            c_n=layer.c_n,
+            cells=None if layer.cells is None else layer.cells[time],
+            gates=None if layer.gates is None else layer.gates[time],
+        )
 
 
 def forward(
@@ -45,61 +111,149 @@ def forward(
     h_0, c_0, inputs = h_0.contiguous(), c_0.contiguous(), [x.contiguous() for x in inputs]
     lengths = None if lengths is None else lengths.contiguous()
     layers = layer_weights(weights, bool(inputs), num_layers, bias, peephole)
-    keep_cells = steps if save or all_cells else 0
+    keep_gates, keep_cells = save and not recompute, all_cells or (save and not recompute)
+    checkpoints = save and not keep_cells
+    parts = windows(steps, chunk) if checkpoints else even_windows(steps, batch * 4 * size * h_0.element_size())
     output = _native.empty([groups, steps, batch, size], h_0.dtype)
     h_n, c_n = torch.empty_like(h_0), torch.empty_like(c_0)
     hidden = _native.empty([groups, num_layers - 1 if save else 0, steps, batch, size], h_0.dtype)
-    cells = _native.empty([groups, num_layers, keep_cells, batch, size], c_0.dtype)
-    gates = _native.empty([groups, num_layers, steps if save else 0, batch, 4 * size], h_0.dtype)
+    kept = steps if keep_cells else len(parts) if checkpoints else 0
+    cells = _native.empty([groups, num_layers, kept, batch, size], c_0.dtype)
+    gates = _native.empty([groups, num_layers, steps if keep_gates else 0, batch, 4 * size], h_0.dtype)
+    if batch == 0 or steps == 0:
+        return output, h_n.copy_(h_0), c_n.copy_(c_0), hidden, cells, gates
     for group in range(groups):
         x = inputs[group if len(inputs) > 1 else 0] if inputs else None
         for index in range(num_layers):
-            weight_ih, weight_hh, b, peepholes = layers[group * num_layers + index]
-            projection = None if x is None else linear(x, weight_ih, b)
-            if steps == 1:
-                # One product only: packing the weights would cost more than it.
-                b = b if x is None else None
-                product = linear(h_0[group, index], weight_hh, b)
-                projection = product if projection is None else projection.add_(product)
-                weight_hh = b = None
+            at = (group, index)
             if index == num_layers - 1:
                 y = output[group]
             else:
-                y = hidden[group, index] if save else torch.empty_like(output[group])
-            _native.lstm_sequence_cpu(
-                "fwd",
-                steps=steps,
-                batch=batch,
-                hidden=size,
-                dtype=h_0.dtype,
+                y = hidden[at] if save else torch.empty_like(output[group])
+            layer = _Layer(
+                x=x,
+                weights=layers[group * num_layers + index],
                 reverse=reverse[group],
-                projection=projection,
-                bias=b if projection is None else None,
-                weight_hh=weight_hh,
-                peephole=peepholes,
-                h_0=h_0[group, index],
-                c_0=c_0[group, index],
                 lengths=lengths,
+                h_0=h_0[at],
+                c_0=c_0[at],
                 output=y,
-                h_n=h_n[group, index],
-                c_n=c_n[group, index],
-                cells=cells[group, index] if keep_cells else None,
-                gates=gates[group, index] if save else None,
+                h_n=h_n[at],
+                c_n=c_n[at],
+                cells=cells[at] if keep_cells else None,
+                gates=gates[at] if keep_gates else None,
+                checkpoints=cells[at] if checkpoints else None,
             )
+            _run(layer, parts)
             x = y
     return output, h_n, c_n, hidden, cells, gates
 
 
-def _previous(output: Tensor, h_0: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
-    """The hidden states [T, B, H] that the steps started from."""
-    if not reverse:
-        return torch.cat([h_0[None], output[:-1]])
-    before = torch.cat([output[1:], h_0[None]])
-    if lengths is not None:
-        # Running backwards, a short sequence starts at its own last frame, whose successor is padding.
-        last = (lengths - 1).clamp_min(0)
-        before[last, torch.arange(len(last))] = h_0
-    return before
+class _Saved(NamedTuple):
+    """One layer of one group backward: what forward left, and the gradients of what it returned."""
+
+    x: Tensor | None
+    weights: Weights
+    reverse: bool
+    lengths: Tensor | None
+    h_0: Tensor
+    c_0: Tensor
+    output: Tensor
+    cells: Tensor  # [T, B, H], or [number of windows, B, H]: those that each window starts from
+    has_all_cells: bool
+    gates: Tensor | None  # if they were kept
+    grad_output: Tensor | None
+    grad_h_n: Tensor | None
+    grad_c_n: Tensor | None
+    grad_cells: Tensor | None
+    grad_h_0: Tensor  # the results
+    grad_c_0: Tensor
+
+    def cells_before(self, index: int, time: slice) -> Tensor:
+        """[B, H]: the cells that a window starts from."""
+        if not self.has_all_cells:
+            return self.cells[index]
+        if index == 0:
+            return self.c_0
+        return self.cells[time.stop if self.reverse else time.start - 1]
+
+
+def _gates_again(layer: _Saved, before: Tensor, c: Tensor, time: slice) -> tuple[Tensor, Tensor]:
+    """(gates [n, B, 4H], cells [n, B, H]) of a window, from the hidden states [n, B, H] that its steps started from."""
+    (steps, batch, size), weights = before.shape, layer.weights
+    z = linear(before, weights.weight_hh, weights.bias)
+    if layer.x is not None:
+        z += linear(layer.x[time], weights.weight_ih)
+    cells = c.new_empty(steps, batch, size)
+    _native.lstm_sequence_cpu(
+        "fwd",
+        steps=steps,
+        batch=batch,
+        hidden=size,
+        dtype=before.dtype,
+        reverse=layer.reverse,
+        projection=z,
+        bias=None,
+        weight_hh=None,  # what it would multiply is in `z` already
+        peephole=weights.peephole,
+        h_0=layer.h_0,
+        c_0=c,
+        lengths=_lengths_in(layer.lengths, time),
+        output=torch.empty_like(before),
+        h_n=torch.empty_like(layer.h_0),
+        c_n=torch.empty_like(c),
+        cells=cells,
+        gates=z,
+    )
+    return z, cells
+
+
+def _backward(layer: _Saved, parts: list[Window], need_weights: bool) -> Iterator[tuple[slice, Tensor, list[Tensor]]]:
+    """Of each window, last one first: its time, the gradients of its gates [n, B, 4H], and those of the weights."""
+    steps, batch, size = layer.output.shape
+    grad_h, grad_c = layer.grad_h_n, layer.grad_c_n
+    for index, part in reversed(list(enumerate(parts))):
+        time = part.times(steps, layer.reverse)
+        c, peephole = layer.cells_before(index, time), layer.weights.peephole
+        before = None
+        if need_weights or layer.gates is None:
+            before = origins(layer.h_0, layer.lengths, part, steps, layer.reverse).states(layer.output)
+        if layer.gates is None:
+            gates, cells = _gates_again(layer, before, c, time)
+        else:
+            gates, cells = layer.gates[time], layer.cells[time]
+        grad_gates = _native.empty(gates.shape, gates.dtype)
+        grad_peephole = torch.empty_like(peephole) if peephole is not None and need_weights else None
+        _native.lstm_sequence_cpu(
+            "bwd",
+            steps=part.end - part.first,
+            batch=batch,
+            hidden=size,
+            dtype=gates.dtype,
+            reverse=layer.reverse,
+            weight_hh=layer.weights.weight_hh,
+            peephole=peephole,
+            c_0=c,
+            cells=cells,
+            gates=gates,
+            lengths=_lengths_in(layer.lengths, time),
+            grad_output=None if layer.grad_output is None else layer.grad_output[time],
+            grad_h_n=grad_h,
+            grad_c_n=grad_c,
+            grad_cells=None if layer.grad_cells is None else layer.grad_cells[time],
+            grad_gates=grad_gates,
+            grad_h_0=layer.grad_h_0,
+            grad_c_0=layer.grad_c_0,
+            grad_peephole=grad_peephole,
+        )
+        grad_h, grad_c = layer.grad_h_0, layer.grad_c_0  # in place from one window to the next
+        gradients = []
+        if need_weights:
+            gradients += [] if layer.x is None else [weight_gradient(grad_gates, layer.x[time])]
+            gradients.append(weight_gradient(grad_gates, before))
+            gradients += [] if layer.weights.bias is None else [grad_gates.sum((0, 1))]
+            gradients += [] if grad_peephole is None else [grad_peephole]
+        yield time, grad_gates, gradients
 
 
 def backward(
@@ -127,56 +281,52 @@ def backward(
     need_weights: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
     """As the operator's schema says; lists are empty where not needed."""
-    groups, num_layers, batch, size = h_0.shape
+    groups, num_layers, batch, _ = h_0.shape
     h_0, c_0, inputs = h_0.contiguous(), c_0.contiguous(), [x.contiguous() for x in inputs]
     lengths = None if lengths is None else lengths.contiguous()
     grad_output, grad_h_n, grad_c_n, grad_cells = (
         None if grad is None else grad.contiguous() for grad in (grad_output, grad_h_n, grad_c_n, grad_cells)
     )
+    if batch == 0 or steps == 0:
+        return gradients_of_nothing(h_0, c_0, inputs, weights, grad_h_n, grad_c_n, need_inputs, need_weights)
+    parts = windows(steps, chunk if recompute else steps)
     layers = layer_weights(weights, bool(inputs), num_layers, bias, peephole)
+    totals = WeightTotals(len(layers), len(parts) > 1, c_0.dtype)
     grad_h_0, grad_c_0 = torch.empty_like(h_0), torch.empty_like(c_0)
     grad_inputs: list[Tensor] = []
-    grad_weights: list[list[Tensor]] = [[] for _ in layers]
     for group in range(groups):
         grad_y = None if grad_output is None else grad_output[group]
         for index in reversed(range(num_layers)):
-            weight_ih, weight_hh, _, peepholes = layers[group * num_layers + index]
-            grad_gates = _native.empty(gates[group, index].shape, gates.dtype)
-            grad_peephole = torch.empty_like(peepholes) if peephole and need_weights else None
-            _native.lstm_sequence_cpu(
-                "bwd",
-                steps=steps,
-                batch=batch,
-                hidden=size,
-                dtype=h_0.dtype,
-                reverse=reverse[group],
-                weight_hh=weight_hh,
-                peephole=peepholes,
-                c_0=c_0[group, index],
-                cells=cells[group, index],
-                gates=gates[group, index],
-                lengths=lengths,
-                grad_output=grad_y,
-                grad_h_n=None if grad_h_n is None else grad_h_n[group, index],
-                grad_c_n=None if grad_c_n is None else grad_c_n[group, index],
-                grad_cells=None if grad_cells is None else grad_cells[group, index],
-                grad_gates=grad_gates,
-                grad_h_0=grad_h_0[group, index],
-                grad_c_0=grad_c_0[group, index],
-                grad_peephole=grad_peephole,
-            )
+            at, place = (group, index), group * num_layers + index
             x = hidden[group, index - 1] if index else (inputs[group if len(inputs) > 1 else 0] if inputs else None)
-            if need_weights:
-                y = output[group] if index == num_layers - 1 else hidden[group, index]
-                before = _previous(y, h_0[group, index], lengths, reverse[group])
-                gradients = [] if x is None else [weight_gradient(grad_gates, x)]
-                gradients.append(weight_gradient(grad_gates, before))
-                gradients += [grad_gates.sum((0, 1))] if bias else []
-                grad_weights[group * num_layers + index] = gradients + ([grad_peephole] if peephole else [])
-            if index or need_inputs:
-                grad_y = input_gradient(grad_gates, weight_ih)
+            layer = _Saved(
+                x=x,
+                weights=layers[place],
+                reverse=reverse[group],
+                lengths=lengths,
+                h_0=h_0[at],
+                c_0=c_0[at],
+                output=output[group] if index == num_layers - 1 else hidden[at],
+                cells=cells[at],
+                has_all_cells=all_cells or not recompute,
+                gates=None if recompute else gates[at],
+                grad_output=grad_y,
+                grad_h_n=None if grad_h_n is None else grad_h_n[at],
+                grad_c_n=None if grad_c_n is None else grad_c_n[at],
+                grad_cells=None if grad_cells is None else grad_cells[at],
+                grad_h_0=grad_h_0[at],
+                grad_c_0=grad_c_0[at],
+            )
+            below = []
+            for _time, grad_gates, gradients in _backward(layer, parts, need_weights):
+                totals.add(place, gradients)
+                if index or need_inputs:
+                    below.append(input_gradient(grad_gates, layers[place].weight_ih))
+            if below:
+                order = below if reverse[group] else below[::-1]
+                grad_y = order[0] if len(order) == 1 else torch.cat(order)
         if need_inputs:
             grad_inputs.append(grad_y)
     if need_inputs and len(inputs) < groups:
         grad_inputs = [torch.stack(grad_inputs).sum(0)]
-    return grad_inputs, grad_h_0, grad_c_0, [gradient for layer in grad_weights for gradient in layer]
+    return grad_inputs, grad_h_0, grad_c_0, totals.flat(h_0.dtype) if need_weights else []

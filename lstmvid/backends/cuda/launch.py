@@ -22,7 +22,8 @@ class Target(NamedTuple):
 
 
 @lru_cache
-def _limits(ordinal: int) -> DeviceLimits:
+def limits_of(ordinal: int) -> DeviceLimits:
+    """Of a device that is here, as its driver says."""
     device = _native.cuda_device_limits(ordinal)
     # Fewer under MPS or MIG than the multiprocessors would say, and clusters don't fill a chip.
     device["active_clusters"] = [
@@ -37,7 +38,7 @@ def _limits(ordinal: int) -> DeviceLimits:
 def target_of(device: torch.device) -> Target:
     """The device's limits, and the stream that is current on it."""
     stream = torch.cuda.current_stream(device)
-    return Target(_limits(stream.device_index), stream.device_index, stream.cuda_stream)
+    return Target(limits_of(stream.device_index), stream.device_index, stream.cuda_stream)
 
 
 @torch.compiler.assume_constant_result
@@ -50,11 +51,10 @@ def architecture() -> int:
 
 @lru_cache
 def _why_not_on(ordinal: int) -> str:
-    arch = _native.cuda_device_limits(ordinal)["compute_capability"]
-    if arch < 80:
-        return f"it needs compute capability 8.0, this GPU has {arch / 10}"
+    if reason := _needs(_native.cuda_device_limits(ordinal)["compute_capability"]):
+        return reason
     try:
-        _limits(ordinal)
+        limits_of(ordinal)
     except RuntimeError as error:
         return f"its kernels can't run on this GPU ({error}); built for another one? LSTMVID_CUDA_ARCHS chooses"
     return ""
@@ -77,11 +77,22 @@ def unavailable(request) -> str | None:
         return reason
     if request.device != "cuda":
         return f"it runs on NVIDIA GPUs, the tensors are on {request.device}"
-    if reason := _why_not_here():
-        return reason
+    return _why_not_here() or _why_not(request)
+
+
+def unavailable_on(arch: int, request) -> str | None:
+    """The same for a GPU of that architecture (10 * major + minor), which needn't be here."""
+    return _needs(arch) or _why_not(request)
+
+
+def _why_not(request) -> str | None:
     if request.dtype not in ELEMENT_BYTES:
         return f"it computes in float32, bfloat16 and float16, got {request.dtype}"
     return "it has no projections (proj_size)" if request.proj_size else None
+
+
+def _needs(arch: int) -> str:
+    return f"it needs compute capability 8.0, this GPU has {arch / 10}" if arch < 80 else ""
 
 
 def allows_tf32(dtype: torch.dtype) -> bool:

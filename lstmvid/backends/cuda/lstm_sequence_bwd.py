@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ... import _native
 from ..dense import add_linear, input_gradient_into, linear_into
-from ..layers import Weights, layer_weights
+from ..layers import Weights, WeightTotals, gradients_of_nothing, layer_weights
 from ..windows import Window, origins, windows
 from . import wavefront
 from .launch import products_in_tf32
@@ -158,36 +158,6 @@ def _pieces(layer: _Layer, parts: list[Window], lengths: Tensor | None, how: How
             yield _Piece(group, time, grad_gates[group, : part.end - part.first], saved)
 
 
-class _Totals:
-    """The weights' gradients of all layers; in parts, sums over windows in the state's dtype."""
-
-    def __init__(self, number: int, in_parts: bool, state: torch.dtype) -> None:
-        self.sums: list[list[Tensor]] = [[] for _ in range(number)]
-        self.dtype = state if in_parts else None
-
-    def add(self, place: int, gradients: list[Tensor]) -> None:
-        """Of one window, to those of a layer."""
-        sums = self.sums[place]
-        if not sums:
-            sums += gradients if self.dtype is None else [gradient.to(self.dtype) for gradient in gradients]
-            return
-        for total, gradient in zip(sums, gradients, strict=True):
-            total += gradient
-
-    def flat(self, dtype: torch.dtype) -> list[Tensor]:
-        """In the operator's order."""
-        return [total.to(dtype) for sums in self.sums for total in sums]
-
-
-def _of_nothing(h_0, c_0, inputs, weights, grad_h_n, grad_c_n, need_inputs: bool, need_weights: bool):
-    """The results of a call without a step or without a sequence."""
-    ends = [
-        torch.zeros_like(state) if grad is None else grad.clone() for state, grad in ((h_0, grad_h_n), (c_0, grad_c_n))
-    ]
-    none = [[torch.zeros_like(tensor) for tensor in given] for given in (inputs, weights)]
-    return none[0] if need_inputs else [], *ends, none[1] if need_weights else []
-
-
 class _Call(NamedTuple):
     """Arguments, contiguous, and the gradients that they leave room for; shapes as in the operator's schema."""
 
@@ -207,7 +177,7 @@ class _Call(NamedTuple):
     grad_inputs: list[Tensor]  # none if not needed
     grad_h_0: Tensor
     grad_c_0: Tensor
-    totals: _Totals | None  # if needed
+    totals: WeightTotals | None  # if needed
 
     def seeds_of(self, part: tuple, grad_y: Tensor | None) -> dict[str, Tensor | None]:
         """By the kernel's names; `grad_y` is that of the layer's own output."""
@@ -301,7 +271,7 @@ def backward(
     groups, layers, batch, _ = h_0.shape
     seeds = [None if seed is None else seed.contiguous() for seed in (grad_output, grad_h_n, grad_c_n, grad_cells)]
     if batch == 0 or steps == 0:
-        return _of_nothing(h_0, c_0, inputs, weights, *seeds[1:3], need_inputs, need_weights)
+        return gradients_of_nothing(h_0, c_0, inputs, weights, *seeds[1:3], need_inputs, need_weights)
     lengths = None if lengths is None else lengths.to(h_0.device).contiguous()
     parts = windows(steps, chunk if recompute else steps)
     found = None if recompute or lengths is not None else choose_wavefront(h_0, steps, backward=True)
@@ -325,7 +295,7 @@ def backward(
         grad_inputs=[room(x, memory_format=torch.contiguous_format) for x in inputs] if need_inputs else [],
         grad_h_0=torch.empty_like(h_0, memory_format=torch.contiguous_format),
         grad_c_0=torch.empty_like(c_0, memory_format=torch.contiguous_format),
-        totals=_Totals(groups * layers, len(parts) > 1 or found is not None, c_0.dtype) if need_weights else None,
+        totals=WeightTotals(groups * layers, len(parts) > 1 or found is not None, c_0.dtype) if need_weights else None,
     )
     with products_in_tf32(h_0.dtype, how.allow_tf32):
         if found is None:

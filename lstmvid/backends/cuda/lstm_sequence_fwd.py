@@ -16,15 +16,11 @@ from torch import Tensor
 from ... import _native
 from ..dense import linear_into
 from ..layers import Weights, layer_weights
-from ..windows import Window, windows
+from ..windows import Window, even_windows, windows
 from . import wavefront
 from .launch import products_in_tf32
 from .recurrence import How, arguments, choose, choose_wavefront, launch, workspace
 from .wavefront import Stack
-
-# A launch loads the weights that it keeps on the chip once more, so that a window shouldn't be short.
-MIN_CHUNK = 256
-CHUNK_BYTES = 64 << 20  # of projections; more steps than MIN_CHUNK only within it
 
 
 class _Layer(NamedTuple):
@@ -50,9 +46,7 @@ def _windows(layer: _Layer, chunk: int) -> list[Window]:
         return windows(steps, chunk)
     if not layer.inputs or layer.gates is not None:  # gates that are kept take the whole projection's memory anyway
         return windows(steps, steps)
-    step_bytes = len(layer.weights) * batch * 4 * size * layer.output.element_size()
-    count = -(-steps // max(MIN_CHUNK, CHUNK_BYTES // step_bytes))
-    return windows(steps, -(-steps // count))
+    return even_windows(steps, len(layer.weights) * batch * 4 * size * layer.output.element_size())
 
 
 def _run(layer: _Layer, parts: list[Window], lengths: Tensor | None, how: How) -> None:

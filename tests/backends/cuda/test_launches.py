@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lstmvid import _native
-from lstmvid.backends import reference
+from lstmvid.backends import reference, windows
 from lstmvid.backends.cuda import launch, lstm_sequence_fwd, recurrence
 from lstmvid.backends.cuda import weight_gradients as gradients
 from lstmvid.backends.plan import DEVICES, Plan, plan
@@ -164,8 +164,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_the_reference(name, side_by_side, chunk, save, stand_in, monkeypatch):
     case = Case(**CASES[name])
-    monkeypatch.setattr(lstm_sequence_fwd, "MIN_CHUNK", chunk)
-    monkeypatch.setattr(lstm_sequence_fwd, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(windows, "MIN_STEPS", chunk)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 0)
     chosen = plan(case.hidden_size, case.batch, torch.float32, DEVICES["H100"])
     force(chosen, min(side_by_side, case.groups), monkeypatch)
     given = arguments(case, save)
@@ -212,7 +212,7 @@ def test_gradients_agree_with_the_reference(name, side_by_side, seeds, stand_in,
 def test_time_chunks(stand_in, monkeypatch):
     """The projection never exists for all steps, unless the gates are kept."""
     case = Case(steps=1000, batch=2, input_size=3, hidden_size=4)
-    monkeypatch.setattr(lstm_sequence_fwd, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 0)
     torch.ops.lstmvid.lstm_sequence(*arguments(case, False), "cuda")
     assert [(call["first_step"], call["end_step"]) for call in stand_in.calls] == [
         (0, 250),
@@ -298,9 +298,9 @@ def test_limits_are_read_from_what_the_driver_says(monkeypatch):
     }
     monkeypatch.setattr(_native, "cuda_device_limits", lambda ordinal: driver)
     monkeypatch.setattr(_native, "cuda_active_clusters", lambda ordinal, cluster, shared: 14 // cluster)
-    launch._limits.cache_clear()
-    limits = launch._limits(0)
-    launch._limits.cache_clear()
+    launch.limits_of.cache_clear()
+    limits = launch.limits_of(0)
+    launch.limits_of.cache_clear()
     assert (limits.arch, limits.active_clusters) == (90, (14, 7, 3, 1))
     assert plan(2048, 80, torch.bfloat16, limits).clusters <= 7
 

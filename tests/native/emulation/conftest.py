@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -11,7 +12,13 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+import pybind11
 import pytest
+import torch
+
+from lstmvid import _native, backends
+from lstmvid.backends import plan as planner
+from lstmvid.backends.cuda import recurrence
 
 ROOT = Path(__file__).resolve().parents[3]
 Build = Callable[..., Path]
@@ -60,3 +67,34 @@ def _has_library(sanitizer: str) -> bool:
     name = {"address": "libasan.so", "thread": "libtsan.so"}[sanitizer]
     done = subprocess.run(["c++", f"-print-file-name={name}"], capture_output=True, text=True)
     return Path(done.stdout.strip()).is_absolute()
+
+
+# With few multiprocessors, so that few threads have to be emulated.
+SMALL = planner.DEVICES["H100"]._replace(name="a small H100", multiprocessors=6, active_clusters=(6, 3, 1, 0))
+
+
+@pytest.fixture
+def small_gpu() -> planner.DeviceLimits:
+    """The device that `cuda` stands for."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def emulated(emulation):
+    """The native module's CUDA part, emulated."""
+    found = f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"
+    (path,) = emulation("lstmvid_emulated", 90, "none", found).glob("lstmvid_emulated*.so")
+    spec = importlib.util.spec_from_file_location("lstmvid_emulated", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def cuda(emulated, monkeypatch) -> None:
+    """The backend, on the CPU's tensors."""
+    monkeypatch.setattr(_native, "_C", emulated)
+    monkeypatch.setattr(_native, "DTYPES", _native.DTYPES | {torch.float16: emulated.FLOAT16})
+    monkeypatch.setattr(recurrence, "target_of", lambda device: recurrence.Target(SMALL, 0, 0))
+    monkeypatch.setattr(backends.cuda, "unavailable", lambda request: None)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -1,0 +1,102 @@
+"""The decoders of an encoder-decoder: from the encoder's last state on, without input or on the frames before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import LayerWeights, lstm_sequence
+from .stack import LSTMStack, State, run_groups
+
+
+class DecoderRun(NamedTuple):
+    """What one decoder does in a call: `steps` frames from `state`, each (L, B, H).
+
+    At step t it sees `seen[t - 1]` of `seen (T, B, D)`, zeros at first, or never anything. With `copy_state` its state
+    at the first step *is* `state`, so that it takes one step less.
+    """
+
+    stack: LSTMStack
+    state: State
+    steps: int
+    seen: Tensor | None
+    copy_state: bool
+
+    @property
+    def steps_to_take(self) -> int:
+        return self.steps - self.copy_state
+
+    def inputs(self) -> list[Tensor]:
+        """`(T, B, D)` of the steps to take, or nothing."""
+        if self.seen is None:
+            return []
+        if self.copy_state:
+            return [self.seen[:-1]]
+        return [torch.cat([torch.zeros_like(self.seen[:1]), self.seen[:-1]])]
+
+
+def are_alike(runs: Sequence[DecoderRun]) -> bool:
+    """Whether stacks of one architecture take as many steps, all with or all without input."""
+    first = runs[0]
+    return all(
+        run.stack.input_size == first.stack.input_size
+        and run.steps_to_take == first.steps_to_take
+        and (run.seen is None) == (first.seen is None)
+        for run in runs[1:]
+    )
+
+
+def run_decoders(runs: Sequence[DecoderRun]) -> list[Tensor]:
+    """Top-layer states `(T, B, H)` of each; in one call if they are alike (the composite model's two mostly are)."""
+    if len(runs) > 1 and not are_alike(runs):
+        return [hidden for run in runs for hidden in run_decoders([run])]
+    steps = runs[0].steps_to_take if runs else 0
+    outputs: Sequence[Tensor | None] = [None] * len(runs)
+    if steps:
+        inputs = [x for run in runs for x in run.inputs()]
+        output, _, _ = run_groups([run.stack for run in runs], inputs, [run.state for run in runs], steps)
+        outputs = output.unbind(0)
+    results = []
+    for run, hidden in zip(runs, outputs, strict=True):
+        first = [run.state[0][-1:]] if run.copy_state else []
+        later = [] if hidden is None else [hidden]
+        results.append(torch.cat(first + later) if len(first + later) > 1 else (first + later)[0])
+    return results
+
+
+def folds(stack: LSTMStack, state: State, steps: int) -> bool:
+    """Whether a decoder that sees its own linear output is better run as a recurrence without input.
+
+    That is possible for a single layer, and worth the product of two weight matrices where a step costs a GPU launches,
+    or where the steps would multiply by the input weights more often.
+    """
+    return stack.num_layers == 1 and (state[0].device.type == "cuda" or steps * state[0].size(1) >= stack.hidden_size)
+
+
+def run_folded(stack: LSTMStack, head: nn.Linear, state: State, steps: int, copy_state: bool) -> Tensor:
+    """Outputs `(T, B, D)` of a single-layer decoder that sees its own previous one, in one call; zeros at first.
+
+    With x_t = W_out h_{t-1} + b_out, W_ih x_t + W_hh h_{t-1} + b is (W_hh + W_ih W_out) h_{t-1} + (b + W_ih b_out).
+    """
+    (layer,) = stack.layer_weights()
+    if copy_state:
+        first = state[0]
+    else:
+        first, state = _run_without_input(stack, layer, state, 1)
+    if steps == 1:
+        return head(first)
+    weight_hh = torch.addmm(layer.weight_hh, layer.weight_ih, head.weight)
+    folded = layer._replace(weight_hh=weight_hh, bias_ih=torch.addmv(layer.bias_ih, layer.weight_ih, head.bias))
+    later, _ = _run_without_input(stack, folded, state, steps - 1)
+    return head(torch.cat([first, later]))
+
+
+def _run_without_input(stack: LSTMStack, layer: LayerWeights, state: State, steps: int) -> tuple[Tensor, State]:
+    """Output `(T, B, H)` and final state of a single layer with weights that are not the stack's own."""
+    h_0, c_0 = (tensor.unsqueeze(0) for tensor in state)
+    options = {"steps": steps, "backend": stack.backend, "recompute": stack.recompute}
+    output, h_n, c_n, _ = lstm_sequence([], h_0, c_0, [[layer._replace(weight_ih=None)]], **options)
+    return output[0], (h_n[0], c_n[0])
