@@ -2,6 +2,7 @@
 
 from . import functional
 from .backends import BackendUnavailable
+from .compat.accelerate import accelerate, patched, restore
 from .explanation import explain
 from .nn import LSTM, CompositeOutput, FusedComposite, SequenceClassifier
 
@@ -13,6 +14,9 @@ __all__ = [
     "CompositeOutput",
     "FusedComposite",
     "SequenceClassifier",
+    "accelerate",
     "explain",
     "functional",
+    "patched",
+    "restore",
 ]

@@ -44,6 +44,8 @@ class Request(NamedTuple):
     recompute: str = "auto"
     proj_size: int = 0
     needs_grad: bool = False
+    transformed: bool = False  # inside a torch.func transform
+    traced: bool = False  # by torch.jit.trace
 
 
 def check_names(backend: str, recompute: str) -> None:
@@ -59,6 +61,8 @@ def unavailable(name: str, request: Request, arch: int | None = None) -> str | N
 
     `arch`: on a GPU of that architecture (10 * major + minor), which needn't be here.
     """
+    if (request.transformed or request.traced) and name not in ("torch", "reference"):
+        return f"{'torch.func transforms' if request.transformed else 'torch.jit.trace'} can't see into its kernels"
     if name == "triton":
         return triton.unavailable(request) if arch is None else triton.unavailable_on(arch, request)
     if name == "cuda":
@@ -72,6 +76,12 @@ def unavailable(name: str, request: Request, arch: int | None = None) -> str | N
 
 def preference(request: Request, arch: int | None = None) -> tuple[str, ...]:
     """What `"auto"` tries, fastest first as measured for this shape, device and dtype (docs/performance.md)."""
+    if request.transformed and not request.proj_size:
+        return ("reference",)  # plain torch, which vmap and jvp see through too
+    if request.traced:
+        return ("torch", "reference")
+    if request.device == "cpu" and request.dtype == _torch.float16:
+        return ("cpu", "reference", "torch")  # torch's own loop over steps is slower, and oneDNN refuses autocast's
     if request.device == "cpu":
         return ("cpu", "torch", "reference")
     if request.device == "meta":

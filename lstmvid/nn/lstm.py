@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .. import backends
 from ..backends import Request
-from ..ops import LayerWeights, autocast_dtype, lstm_sequence
+from ..ops import LayerWeights, autocast_dtype, in_function_transform, lstm_sequence
 
 State = tuple[Tensor, Tensor]
 
@@ -27,7 +27,8 @@ class LSTM(nn.LSTM):
             raises `lstmvid.BackendUnavailable` with the reason.
         recompute: whether backward reads saved gates (`"none"`), computes them again (`"gates"`), or what suits.
 
-    The other arguments, the shapes and the errors are `torch.nn.LSTM`'s.
+    The other arguments, the shapes and the errors are `torch.nn.LSTM`'s. Inside a `torch.func` transform and under
+    `torch.jit.trace`, `"auto"` takes plain torch code or `torch.nn.LSTM`'s own path (docs/drop-in.md).
     """
 
     # On the class, so that an nn.LSTM that is given this class has them too.
@@ -35,9 +36,26 @@ class LSTM(nn.LSTM):
     backend: str = "auto"
     recompute: str = "auto"
 
-    def __init__(self, *args, peephole: bool = False, backend: str = "auto", recompute: str = "auto", **kwargs) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device=None,
+        dtype=None,
+        *,
+        peephole: bool = False,
+        backend: str = "auto",
+        recompute: str = "auto",
+    ) -> None:
         backends.check_names(backend, recompute)
-        super().__init__(*args, **kwargs)
+        layout = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__(*layout, device=device, dtype=dtype)
         if peephole and self.proj_size:
             raise ValueError("peephole=True does not go together with proj_size")
         self.peephole, self.backend, self.recompute = peephole, backend, recompute
@@ -71,19 +89,22 @@ class LSTM(nn.LSTM):
         packed = isinstance(input, PackedSequence)
         if not packed and input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        backend = self._resolve(input)
+        # As attributes and not as parameters: parametrised and replicated modules compute them.
+        weights = [self._layer_weights(suffix) for suffix in self._suffixes()]
+        backend = self._resolve(input, hx, weights)
         if backend == "torch":
             return super().forward(input, hx)
-        return (self._forward_packed if packed else self._forward_padded)(input, hx, backend)
+        return (self._forward_packed if packed else self._forward_padded)(input, hx, weights, backend)
 
-    def _resolve(self, input: Tensor | PackedSequence) -> str:
-        if isinstance(input, PackedSequence):
+    def _resolve(self, input: Tensor | PackedSequence, hx: State | None, weights: list[LayerWeights]) -> str:
+        packed = isinstance(input, PackedSequence)
+        if packed:
             data, (steps, batch) = input.data, (len(input.batch_sizes), int(input.batch_sizes[0]))
         else:
             data, sizes = input, (*input.shape[:-1], 1)[:2]
             steps, batch = reversed(sizes) if self.batch_first and input.dim() == 3 else sizes
         device = data.device.type
-        differentiable = (data, *self.parameters())
+        differentiable = (data, *(() if hx is None else hx), *(w for layer in weights for w in layer if w is not None))
         request = Request(
             device=device,
             dtype=autocast_dtype(device) or data.dtype,
@@ -94,15 +115,17 @@ class LSTM(nn.LSTM):
             num_layers=self.num_layers,
             groups=2 if self.bidirectional else 1,
             peephole=self.peephole,
-            lengths=isinstance(input, PackedSequence),
-            packed=isinstance(input, PackedSequence),
+            lengths=packed,
+            packed=packed,
             recompute=self.recompute,
             proj_size=self.proj_size,
             needs_grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable),
+            transformed=in_function_transform(),
+            traced=torch.jit.is_tracing(),
         )
         return backends.resolve(self.backend, request)
 
-    def _forward_padded(self, input: Tensor, hx: State | None, backend: str):
+    def _forward_padded(self, input: Tensor, hx: State | None, weights: list[LayerWeights], backend: str):
         batched = input.dim() == 3
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
@@ -119,22 +142,24 @@ class LSTM(nn.LSTM):
             if not batched:
                 hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         self.check_forward_args(input, hx, None)
+        hx = self._operands(input, hx, weights[0].weight_hh)
         if input.size(1 if self.batch_first else 0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        output, hidden = self._run(input.transpose(0, 1) if self.batch_first else input, hx, None, backend)
+        output, hidden = self._run(input.transpose(0, 1) if self.batch_first else input, hx, None, weights, backend)
         if self.batch_first:
             output = output.transpose(0, 1)
         if batched:
             return output, hidden
         return output.squeeze(0 if self.batch_first else 1), (hidden[0].squeeze(1), hidden[1].squeeze(1))
 
-    def _forward_packed(self, packed: PackedSequence, hx: State | None, backend: str):
+    def _forward_packed(self, packed: PackedSequence, hx: State | None, weights: list[LayerWeights], backend: str):
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         # Without its indices the padded batch stays in the packed order, longest first.
         padded, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
         hx = self._zero_state(data, padded.size(1)) if hx is None else self.permute_hidden(hx, sorted_indices)
         self.check_forward_args(data, hx, batch_sizes)
-        output, hidden = self._run(padded, hx, lengths, backend)
+        hx = self._operands(data, hx, weights[0].weight_hh)
+        output, hidden = self._run(padded, hx, lengths, weights, backend)
         output = pack_padded_sequence(output, lengths).data
         result = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return result, self.permute_hidden(hidden, unsorted_indices)
@@ -144,14 +169,34 @@ class LSTM(nn.LSTM):
         zeros = input.new_zeros(self.num_layers * directions, batch, self.hidden_size)
         return zeros, zeros
 
-    def _layer_weights(self, suffix: str) -> LayerWeights:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
-        return LayerWeights(*(getattr(self, f"{name}_{suffix}", None) for name in names))
+    @staticmethod
+    def _operands(input: Tensor, hx: State, weight: Tensor) -> State:
+        """The states as `torch.lstm` takes them: of the input's device and dtype, under autocast of autocast's.
 
-    def _run(self, input: Tensor, hx: State, lengths: Tensor | None, backend: str) -> tuple[Tensor, State]:
+        Raises:
+            RuntimeError: input, weights and states don't lie together, in the words of `torch.lstm`.
+        """
+        cast = autocast_dtype(input.device.type)
+        for kind, tensor in (("parameter", weight), ("hidden", hx[0]), ("hidden", hx[1])):
+            if tensor.device != input.device:
+                found = f"found input tensor at {input.device} and {kind} tensor at {tensor.device}"
+                raise RuntimeError(f"Input and {kind} tensors are not at the same device, {found}")
+            if kind == "hidden" and cast is None and tensor.dtype != input.dtype:
+                found = f"found input tensor with {input.dtype} and hidden tensor with {tensor.dtype}"
+                raise RuntimeError(f"Input and hidden tensors are not the same dtype, {found}")
+        return hx if cast is None else (hx[0].to(cast), hx[1].to(cast))
+
+    def _layer_weights(self, suffix: str) -> LayerWeights:
+        """One layer's and direction's; AttributeError names the one that was deleted."""
+        names = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if self.bias else ()))
+        peephole = getattr(self, f"weight_peephole_{suffix}") if self.peephole else None
+        return LayerWeights(*(getattr(self, f"{name}_{suffix}") for name in names), peephole=peephole)
+
+    def _run(
+        self, input: Tensor, hx: State, lengths: Tensor | None, weights: list[LayerWeights], backend: str
+    ) -> tuple[Tensor, State]:
         """Time first: output [T, B, directions * H] and the states [layers * directions, B, H]."""
         groups = 2 if self.bidirectional else 1
-        weights = [self._layer_weights(suffix) for suffix in self._suffixes()]
         dropout = self.dropout if self.training else 0.0
         # Layers of a plain stack go down in one call; what sits between layers (the other direction's output, dropout)
         # splits it.

@@ -1,6 +1,6 @@
 """Operators: schema, fake implementation, autograd and the public function, one file an operator."""
 
 from .frame_loss import frame_loss
-from .lstm_sequence import LayerWeights, LSTMResult, autocast_dtype, lstm_sequence
+from .lstm_sequence import LayerWeights, LSTMResult, autocast_dtype, in_function_transform, lstm_sequence
 
-__all__ = ["LSTMResult", "LayerWeights", "autocast_dtype", "frame_loss", "lstm_sequence"]
+__all__ = ["LSTMResult", "LayerWeights", "autocast_dtype", "frame_loss", "in_function_transform", "lstm_sequence"]

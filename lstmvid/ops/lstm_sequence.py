@@ -235,6 +235,11 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def in_function_transform() -> bool:
+    """Whether a `torch.func` transform (`grad`, `vmap`, `jvp`, ...) is at work: to it an operator of ours is opaque."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def lstm_sequence(
     inputs: Sequence[Tensor],
     h_0: Tensor,
@@ -253,6 +258,8 @@ def lstm_sequence(
 
     `weights[group][layer]`; `c_0` and the returned `c_n` may have the operands' dtype or the state dtype, and `c_n`
     comes back in that of `c_0`. Shapes are the caller's to check: this is the layer under the public functions.
+
+    Inside a `torch.func` transform and under `torch.jit.trace` plain torch code runs, without the operator.
 
     Raises:
         BackendUnavailable: the backend that was named cannot run this call; the message says why.
@@ -280,14 +287,21 @@ def lstm_sequence(
         all_cells=all_cells,
         recompute=recompute,
         needs_grad=needs_grad,
+        transformed=in_function_transform(),
+        traced=torch.jit.is_tracing(),
     )
     name = backends.resolve(backend, request)
     if name == "torch":
         result = backends.torch.forward(frames, h_0, c_0, weights, steps, reverse)
         return LSTMResult(result[0], result[1], result[2].to(cell_dtype), None)
-    output, h_n, c_n, _, cells, _ = torch.ops.lstmvid.lstm_sequence(
-        *(frames, h_0, c_0.to(state_dtype(h_0.dtype)), flat, lengths, steps),
-        *(first.bias_ih is not None, first.peephole is not None, reverse),
-        *(needs_grad, all_cells, recompute == "gates", chunk or CHECKPOINT_STEPS.get(device, MIN_STEPS), name),
-    )
+    arguments = (frames, h_0, c_0.to(state_dtype(h_0.dtype)), flat, lengths, steps)
+    arguments += (first.bias_ih is not None, first.peephole is not None, reverse)
+    chunk = chunk or CHECKPOINT_STEPS.get(device, MIN_STEPS)
+    if request.transformed or request.traced:
+        # As plain torch code, which they see through; nothing is saved for a backward of ours.
+        output, h_n, c_n, _, cells, _ = reference.forward(*arguments, False, all_cells, False, chunk)
+    else:
+        output, h_n, c_n, _, cells, _ = torch.ops.lstmvid.lstm_sequence(
+            *arguments, needs_grad, all_cells, recompute == "gates", chunk, name
+        )
     return LSTMResult(output, h_n, c_n.to(cell_dtype), cells if all_cells else None)

@@ -24,6 +24,7 @@ from torch import Tensor
 from lstmvid import viz
 from lstmvid.training.checkpoint import MODEL_FILE, RESUME_FILE, read_checkpoint, save_model, written_whole
 from lstmvid.training.pictures import sequence_rows
+from lstmvid.training.sharding import whole_weights
 
 _MONITORED = "validation/prediction", "validation/reconstruction"  # the first that the model has
 _ADVICE = "try a lower optimizer.learning_rate"
@@ -89,8 +90,10 @@ class RunFiles(Callback):
             raise FloatingPointError(f"the validation loss is {loss} at step {trainer.global_step}: {_ADVICE}")
         if loss < self.best:
             self.best = loss
+            tensors = whole_weights(pl_module.model)  # by all ranks together
             if trainer.is_global_zero:
-                save_model(pl_module.model, self.folder / MODEL_FILE, data=pl_module.config.trained_on())
+                data = pl_module.config.trained_on()
+                save_model(pl_module.model, self.folder / MODEL_FILE, data=data, tensors=tensors)
         trainer.save_checkpoint(self.folder / RESUME_FILE)
 
     def _interrupt(self, *_: Any) -> None:

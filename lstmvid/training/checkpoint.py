@@ -26,21 +26,29 @@ _METADATA_KEY = "lstmvid"
 _MODEL_PREFIX = "model."  # of the state dict in a resumable checkpoint, where the model is the training module's child
 
 
-def save_model(model: lstmvid.FusedComposite, path: str | Path, *, data: dict[str, Any] | None = None) -> None:
+def save_model(
+    model: lstmvid.FusedComposite,
+    path: str | Path,
+    *,
+    data: dict[str, Any] | None = None,
+    tensors: dict[str, Tensor] | None = None,
+) -> None:
     """Write a model with all that it takes to build it again.
 
     Args:
         model: any `FusedComposite`.
         path: usually ``*.safetensors``; an existing file is replaced as a whole.
         data: plain settings of the data it was trained on, for evaluation to find the digits it never saw.
+        tensors: its state dict, where the model itself holds only a rank's share of it.
     """
     description = {
-        "class": type(model).__name__,
+        "class": lstmvid.FusedComposite.__name__,  # not that of a copy whose weights are shared out
         "config": model.config,
         "version": lstmvid.__version__,
         "data": data or {},
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = model.state_dict() if tensors is None else tensors
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written_whole(Path(path)) as partial:
         # Not save_file, which makes a file that nobody else may read.
         partial.write_bytes(safetensors.torch.save(tensors, metadata={_METADATA_KEY: json.dumps(description)}))

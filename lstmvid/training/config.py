@@ -200,7 +200,10 @@ class TrainerConfig(Section):
         feedback: probability at the end of training, rising from 0, with which a conditional predictor is given its
             own last frame instead of the true one.
         accelerator: kind of device.
-        devices: how many.
+        devices: how many in each node.
+        nodes: machines; start the command on each of them, by torchrun, SLURM or with NODE_RANK and MASTER_ADDR.
+        strategy: what several devices share: ddp keeps a whole model on each, fsdp shares its weights out, for models
+            too large for one; auto is ddp for several and plain for one.
         precision: of weights and arithmetic; `16-mixed` scales the loss, and is for GPUs.
     """
 
@@ -211,6 +214,8 @@ class TrainerConfig(Section):
     feedback: float = _number(0.0, 0, 1)
     accelerator: Literal["auto", "cpu", "gpu"] = _choice("auto", "auto", "cpu", "gpu")
     devices: int = _integer(1, 1)
+    nodes: int = _integer(1, 1)
+    strategy: Literal["auto", "ddp", "fsdp"] = _choice("auto", "auto", "ddp", "fsdp")
     precision: Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"] = _choice(
         "32-true", "32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"
     )

@@ -13,6 +13,7 @@ import lstmvid
 from lstmvid.training.config import DataConfig, RunConfig
 from lstmvid.training.data import TRAINING, VALIDATION, TrainingBatches, ValidationBatches, sequences
 from lstmvid.training.presets import build_optimizer, initialise, learning_rate_factor
+from lstmvid.training.sharding import share_out
 
 
 class CompositeTraining(pl.LightningModule):
@@ -37,6 +38,11 @@ class CompositeTraining(pl.LightningModule):
         self.model = lstmvid.FusedComposite((1, size, size), **vars(config.model))
         initialise(self.model, self.preset)
 
+    def configure_model(self) -> None:
+        """Share the weights out among the ranks, if the run says so; all ranks have drawn the same."""
+        if self.config.trainer.strategy == "fsdp":
+            share_out(self.model, self.device_mesh)
+
     def forward(self, frames: Tensor, feedback: float) -> lstmvid.CompositeOutput:
         """Encode a sequence's first frames, predict its last ones and score both."""
         inputs, targets = frames.split([self.config.data.input_frames, self.config.data.target_frames])
@@ -49,7 +55,7 @@ class CompositeTraining(pl.LightningModule):
     def training_step(self, frames: Tensor, batch_idx: int) -> Tensor:
         """The loss whose gradient the preset wants."""
         out = self(frames, self.config.trainer.feedback * self.global_step / self.config.trainer.max_steps)
-        self._log("train", out, frames.shape[1])
+        self._log("train", out, frames.shape[1], sync_dist=True)
         self.log("learning_rate", self.optimizers().param_groups[0]["lr"])
         if not self.preset.sum_gradients:
             return out.loss
@@ -81,7 +87,7 @@ class CompositeTraining(pl.LightningModule):
         checkpoint["lstmvid"] = {
             "run": self.config.to_dict(),
             "description": {
-                "class": type(self.model).__name__,
+                "class": lstmvid.FusedComposite.__name__,  # not that of a copy whose weights are shared out
                 "config": self.model.config,
                 "data": self.config.trained_on(),
             },

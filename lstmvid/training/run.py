@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import math
 import shutil
 import warnings
 from datetime import timedelta
@@ -21,6 +21,7 @@ from lstmvid.training.callbacks import MetricsFile, Pictures, PlainCheckpointIO,
 from lstmvid.training.checkpoint import RESUME_FILE, read_checkpoint, written_whole
 from lstmvid.training.config import CONFIG_FILE, RunConfig
 from lstmvid.training.module import CompositeTraining, MovingMNISTModule
+from lstmvid.training.sharding import WholeInValidation, build_strategy, is_first_process
 
 # What may change when a run is resumed. All else has to stay, or it would not be the same run.
 _FREE = {
@@ -53,9 +54,10 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         KeyboardInterrupt: it was stopped by Ctrl-C; the checkpoint to resume from has been written.
     """
     folder = Path(config.output)
+    _check_validation(config)
     checkpoint = _checkpoint_to_resume(folder, config) if resume else None
     # Lightning starts the other ranks as processes of their own, when the first one has made the folder.
-    first_rank = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    first_rank = is_first_process()
     if first_rank and not resume:
         _refuse_old_run(folder)
     data = MovingMNISTModule(config.data, config.batch_size, config.seed)
@@ -79,12 +81,24 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     console.out(f"The best model is in {folder}: try `lstmvid evaluate {folder}`.")
 
 
+def _check_validation(config: RunConfig) -> None:
+    """Every process takes batches of its own."""
+    batches = math.ceil(config.data.validation_sequences / config.batch_size)
+    processes = config.trainer.devices * config.trainer.nodes
+    if batches < processes:
+        raise ValueError(
+            f"data.validation_sequences is {config.data.validation_sequences}, {batches} batches of "
+            f"{config.batch_size}, expected at least one for each of {processes} processes"
+        )
+
+
 def _checkpoint_to_resume(folder: Path, config: RunConfig) -> Path | None:
     """The folder's checkpoint, once it is known to be readable and of this very run."""
     path = folder / RESUME_FILE
     if not path.exists():
         return None
-    run = _flat(read_checkpoint(path)["lstmvid"]["run"])
+    # Of settings that came after the run was begun, it has the defaults.
+    run = _flat(RunConfig().to_dict()) | _flat(read_checkpoint(path)["lstmvid"]["run"])
     for name, value in _flat(config.to_dict()).items():
         if name not in _FREE and run.get(name) != value:
             raise ValueError(f"{path} can't be resumed with {name} {value!r}: the run has {run.get(name)!r}")
@@ -113,15 +127,18 @@ def _trainer(config: RunConfig, files: RunFiles, console: Console) -> pl.Trainer
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's own affair
+    warnings.filterwarnings("ignore", message=".*returned a view tensor. An in-place op.*")  # nobody does one here
     settings = config.trainer
     # RunFiles is the last, for it may end the run.
-    callbacks = [ProgressLine(console), Pictures(files.folder / "pictures"), files]
+    callbacks = [ProgressLine(console), Pictures(files.folder / "pictures"), WholeInValidation(), files]
     if settings.max_minutes is not None:
         callbacks.insert(0, Timer(timedelta(minutes=settings.max_minutes), verbose=False))
     try:
         return pl.Trainer(
             accelerator=settings.accelerator,
             devices=settings.devices,
+            num_nodes=settings.nodes,
+            strategy=build_strategy(settings),
             precision=settings.precision,
             max_steps=settings.max_steps,
             val_check_interval=settings.validation_interval,
@@ -138,8 +155,8 @@ def _trainer(config: RunConfig, files: RunFiles, console: Console) -> pl.Trainer
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-    except (MisconfigurationException, RuntimeError) as error:
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"trainer.accelerator {settings.accelerator}, devices {settings.devices} and precision "
-            f"{settings.precision} don't go together here: {error}"
+            f"trainer.accelerator {settings.accelerator}, devices {settings.devices}, strategy {settings.strategy} "
+            f"and precision {settings.precision} don't go together here: {error}"
         ) from error

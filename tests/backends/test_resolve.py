@@ -25,8 +25,12 @@ NOT_INTERPRETED = pytest.mark.skipif(
     [
         (Request("cpu", torch.float32, peephole=True), "cpu"),
         (Request("cpu", torch.bfloat16, input_size=None), "cpu"),
-        (Request("cpu", torch.float16), "torch"),
-        (Request("cpu", torch.float16, peephole=True), "reference"),
+        (Request("cpu", torch.float16), "reference"),
+        (Request("cpu", torch.float16, proj_size=3), "torch"),
+        (Request("cpu", torch.float32, transformed=True), "reference"),
+        (Request("cpu", torch.float32, transformed=True, proj_size=3), "torch"),
+        (Request("cpu", torch.float32, traced=True), "torch"),
+        (Request("cpu", torch.float32, traced=True, peephole=True), "reference"),
         (Request("cpu", torch.float32, proj_size=3), "torch"),
         (Request("cpu", torch.float32, recompute="gates"), "cpu"),
         (Request("cuda", torch.float32), "torch"),
@@ -47,6 +51,8 @@ def test_auto(request_, expected):
         ),
         ("cpu", Request("cuda", torch.float32), "on cuda"),
         ("cpu", Request("cpu", torch.float16), "float16"),
+        ("cpu", Request("cpu", torch.float32, transformed=True), "torch.func transforms"),
+        ("cpu", Request("cpu", torch.float32, traced=True), "torch.jit.trace"),
         ("torch", Request("cpu", torch.float32, peephole=True), "peepholes"),
         ("torch", Request("cpu", torch.float32, lengths=True), "PackedSequence"),
         ("torch", Request("cpu", torch.float32, recompute="gates"), "keeps its gates"),
@@ -209,7 +215,7 @@ def test_the_layer_asks_for_what_it_needs(monkeypatch):
 
 def test_nobody_can():
     with pytest.raises(BackendUnavailable, match=r"cpu: .*; torch: .*; reference: "):
-        resolve("auto", Request("cpu", torch.float16, proj_size=3, peephole=True))
+        resolve("auto", Request("cpu", torch.float32, proj_size=3, peephole=True))
 
 
 def test_on_a_gpu_that_is_not_here(monkeypatch):

@@ -220,6 +220,6 @@ def test_no_gpu(settings):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     settings["trainer"]["accelerator"] = "gpu"
-    with pytest.raises(ValueError, match=r"trainer\.accelerator gpu, devices 1 .* don't go together here"):
+    with pytest.raises(ValueError, match=r"trainer\.accelerator gpu, devices 1, .* don't go together here"):
         run(settings)
     assert not Path(settings["output"]).exists()
