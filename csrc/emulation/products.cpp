@@ -11,8 +11,8 @@
 namespace lstmvid::emulation {
 namespace {
 
-constexpr uint32_t kPoison = 0xffffffffu;  // in D while it is the products'; NaN
-constexpr uint32_t kWindow = 1024;         // of shared addresses, before the block's own: as on hardware
+constexpr uint8_t kPoison = 0xff;   // every byte of D while it is the products'; NaN
+constexpr uint32_t kWindow = 1024;  // of shared addresses, before the block's own: as on hardware
 
 WarpProducts& products_of(Warp& warp) {
   if (warp.products == nullptr) {
@@ -134,11 +134,12 @@ void perform(Warp& warp) {
 void unlist_if_idle(Warp& warp) {
   if (warp.products->done < warp.products->issued) return;
   auto& busy = machine.multiplying;
-  busy.erase(std::find(busy.begin(), busy.end(), &warp));
+  *std::find(busy.begin(), busy.end(), &warp) = busy.back();
+  busy.pop_back();
 }
 
 bool is_poison(const float* d, int tile_blocks) {
-  return std::all_of(d, d + 4 * tile_blocks, [](float x) { return bits_of(x) == kPoison; });
+  return std::all_of(d, d + 4 * tile_blocks, [](float x) { return bits_of(x) == 0x01010101u * kPoison; });
 }
 
 // D goes from the lanes' registers to the products, or is theirs already.
@@ -157,8 +158,8 @@ void take_registers(Warp& warp, int tile_blocks) {
     products.d[lane] = d;
     for (int i = 0; i < 4 * tile_blocks; ++i) {
       products.sums[lane / 4 + 8 * (i >> 1 & 1)][i / 4 * 8 + 2 * (lane % 4) + (i & 1)] = d[i];
-      d[i] = float_of(kPoison);
     }
+    fill_quietly(reinterpret_cast<uint8_t*>(d), kPoison, 16 * static_cast<size_t>(tile_blocks));
   }
   products.is_running = true;
   products.tile_blocks = tile_blocks;
@@ -185,16 +186,18 @@ void compare_with_group(Warp& warp, const IssuedProduct& product) {
 
 void issue(Warp& warp) {
   WarpProducts& products = *warp.products;
-  const IssuedProduct product = products.asked[0];
+  const IssuedProduct& product = products.asked[0];
   if (warp.index / kGroupWarps * kGroupWarps + kGroupWarps > static_cast<int>(warp.block->warps.size())) {
     fail("multiply_group() of a warp that isn't one of four");
   }
   if (!products.is_fenced) fail("multiply_group() without a fence_products() since D could be touched");
   if (products.issued - products.done == WarpProducts::kMost) perform(warp);
   IssuedProduct& issued = products.of(products.issued);
-  const uint64_t order = issued.order;
-  issued = product;
-  issued.order = order;
+  issued.operands = product.operands;
+  issued.tile_blocks = product.tile_blocks;
+  issued.a_in_registers = product.a_in_registers;
+  issued.a = product.a;
+  issued.b = product.b;
   for (int lane = 0; lane < 32; ++lane) {
     const IssuedProduct& of_lane = products.asked[lane];
     if (of_lane.a != product.a || of_lane.b != product.b || of_lane.a_in_registers != product.a_in_registers) {
@@ -299,7 +302,8 @@ void wait_products(int pending) {
 void take_sums(float* d, int tile_blocks) {
   const int lane = running->lane;
   WarpProducts& products = products_of(*running->warp);
-  if (products.done < products.issued) fail("products that no commit_products() followed, when D is waited for");
+  const uint64_t committed = products.batch_end[products.batches % WarpProducts::kMostBatches];
+  if (committed < products.issued) fail("products that no commit_products() followed, when D is waited for");
   if (products.d[lane] != d || products.tile_blocks != tile_blocks) return;  // no product was issued into it
   if (!is_poison(d, tile_blocks)) fail("D was written to while products were running");
   for (int i = 0; i < 4 * tile_blocks; ++i) {

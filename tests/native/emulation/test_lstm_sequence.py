@@ -134,6 +134,11 @@ BACKWARD = {
 }
 
 
+# Backward, weights of warp groups stay in registers even where there are few units.
+FEW_BLOCKS = {"hidden": 150, "clusters": 2, "unit_blocks": 4, "warp_groups": 1, "batch": 11, "ragged": 1}
+FEW_BLOCKS |= {"register_rounds": GROUP_REGISTER_ROUNDS, "resident_rounds": 1, "hidden_stage_rounds": 3}
+
+
 def calls_of(direction: str, arch: int, dtype: str) -> list[dict[str, object]]:
     calls = dict(NAMED) | (BACKWARD if direction == "backward" else {}) | (CLUSTERS if arch == 90 else {})
     if arch == 90 and dtype in ("bf16", "fp16"):
@@ -146,6 +151,8 @@ def calls_of(direction: str, arch: int, dtype: str) -> list[dict[str, object]]:
                 calls[name] = call | {"cells_in_shared": 0}
             if call.get("warp_groups"):
                 calls[name] |= {"clusters": math.ceil(call.get("clusters", 1) / 4)}
+        if arch == 90 and dtype in ("bf16", "fp16"):
+            calls |= {"warp groups: few blocks": FEW_BLOCKS}
     return list(calls.values())
 
 

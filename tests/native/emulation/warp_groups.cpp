@@ -225,7 +225,7 @@ void expect_fault(const std::vector<std::string>& reports, GroupFault fault) {
 CASE(sound_products) {
   for (int i = 0; i < 10 && kHasWarpGroups; ++i) run_faulty(GroupFault::kNone);
 }
-CASE(wrong_products_read_what_is_released) {
+CASE(wrong_order_products_read_what_is_released) {
   expect_fault({"neither a copy that has landed", "a sum"}, GroupFault::kReleasedEarly);
 }
 CASE(wrong_products_not_waited_for) { expect_fault({"a sum"}, GroupFault::kReadEarly); }
