@@ -125,7 +125,7 @@ def test_every_way_to_divide_the_work(hidden, clusters, dtype, backward, monkeyp
     case = Case(steps=4, batch=43, hidden_size=hidden, input_size=5, peephole=True, dtype=dtype)
     limits = backend.target_of(torch.device("cuda", torch.cuda.current_device())).limits
     ways = plans(hidden, 43, dtype.itemsize, limits, backward, clusters)
-    assert len(ways) > 20
+    assert len(ways) > 10 or limits.arch < 90  # others have neither clusters nor as much shared memory
     narrow = dtype != torch.float32
     assert any(way.register_rounds for way in ways) == (narrow and limits.arch == REGISTER_ARCH)
     assert any(way.warp_groups for way in ways) == (narrow and limits.arch == WARP_GROUP_ARCH)
