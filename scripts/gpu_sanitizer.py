@@ -19,9 +19,11 @@ from lstmvid.backends.plan import (
     REGISTER_ROUNDS,
     WARP_GROUP_ARCH,
     WARP_GROUP_REGISTER_ROUNDS,
+    DeviceLimits,
     Plan,
     geometry,
     plan,
+    shared_bytes,
 )
 from lstmvid.backends.wavefront import Wavefront
 from lstmvid.testing import Case, check
@@ -35,9 +37,9 @@ CASES = [
 ]
 
 
-def plans(case: Case, arch: int, *, backward: bool) -> list[Plan]:
+def plans(case: Case, limits: DeviceLimits, *, backward: bool) -> list[Plan]:
     """For each cluster size of the device, by warps and by warp groups, and one of each with weights in registers."""
-    element_bytes = case.dtype.itemsize
+    element_bytes, arch = case.dtype.itemsize, limits.arch
     found = []
     kinds = [(1, 0, False), (2, 0, False), (4, 0, False), (8, 0, False), (2, REGISTER_ROUNDS, False)]
     if element_bytes == 2 and arch == WARP_GROUP_ARCH:
@@ -63,7 +65,9 @@ def plans(case: Case, arch: int, *, backward: bool) -> list[Plan]:
             cells_in_shared=cluster != 2 and case.recompute == "none",
             groups=case.groups,
         )
-        found.append(candidate)
+        sizes = (case.hidden_size, case.batch, element_bytes)
+        if shared_bytes(candidate, *sizes, backward=backward) <= limits.shared_bytes:
+            found.append(candidate)
     return found
 
 
@@ -86,12 +90,12 @@ def main(device: str = "cuda") -> None:
     # Waits take long under a sanitizer, and their polls are counted.
     backend.MAX_POLLS = 0
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    arch = backend.target_of(torch.device(device)).limits.arch
+    limits = backend.target_of(torch.device(device)).limits
     count = 0
     for case in CASES:
         for dtype in (torch.float32, torch.bfloat16):
             typed = replace(case, dtype=dtype, tensors={})
-            forced = (plans(typed, arch, backward=backward) for backward in (False, True))
+            forced = (plans(typed, limits, backward=backward) for backward in (False, True))
             for pair in ((None, None), *zip_longest(*forced)):
                 backend.plan = planner(*pair)
                 check(typed, "cuda", device=device)
