@@ -105,12 +105,12 @@ class Timed(NamedTuple):
         return step, short - step * STEPS[0]
 
 
-def alternatives(chosen: planner.Plan, smaller: list[planner.Plan]) -> list[planner.Plan]:
-    """Shorter rings; without the registers' share, where the plan's own shared memory allows it; smaller clusters."""
+def alternatives(chosen: planner.Plan, others: list[planner.Plan]) -> list[planner.Plan]:
+    """Shorter rings; without the registers' share, where the plan's own shared memory allows it; and the others."""
     found = [replace(chosen, hidden_stages=stages) for stages in (2, 3) if stages < chosen.hidden_stages]
     if chosen.register_rounds and chosen.weight_stages:
         found.append(replace(chosen, register_rounds=0))  # these rounds are streamed then
-    return found + list(dict.fromkeys(smaller))
+    return found + list(dict.fromkeys(others))
 
 
 def step_rows(timed: Timed, shape: Shape, limits: planner.DeviceLimits) -> Iterator[dict]:
@@ -118,12 +118,13 @@ def step_rows(timed: Timed, shape: Shape, limits: planner.DeviceLimits) -> Itera
     planned, is_backward = backend.plan, timed.direction == "backward"
     sizes = (shape.hidden, shape.batch, timed.dtype)
     chosen = planned(*sizes, limits, tf32=True, backward=is_backward)
-    smaller = []
+    # By warps alone where warp groups were chosen, and smaller clusters.
+    others = [planned(*sizes, limits, tf32=True, backward=is_backward, warp_groups=False)] if chosen.warp_groups else []
     for count in range(1, planner.CLUSTER_SIZES.index(chosen.cluster) + 1):
         active = limits.active_clusters[:count] + (0,) * (len(limits.active_clusters) - count)
         limited = limits._replace(active_clusters=active)
-        smaller.append(planned(*sizes, limited, tf32=True, backward=is_backward))
-    for candidate in (chosen, *alternatives(chosen, smaller)):
+        others.append(planned(*sizes, limited, tf32=True, backward=is_backward))
+    for candidate in (chosen, *alternatives(chosen, others)):
         row = {"chosen": candidate is chosen, "plan": candidate.kernel_arguments()}
         if candidate is chosen:
             row |= {"predicted_us": chosen.microseconds, "bound": chosen.bound}

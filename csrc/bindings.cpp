@@ -199,6 +199,7 @@ lstmvid::LstmSequencePlan plan(const py::dict& arguments) {
   result.hidden_stages = arguments["hidden_stages"].cast<int>();
   result.weight_stages = arguments["weight_stages"].cast<int>();
   result.cells_in_shared = arguments["cells_in_shared"].cast<bool>();
+  result.warp_groups = arguments["warp_groups"].cast<bool>();
   return result;
 }
 

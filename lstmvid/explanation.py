@@ -232,7 +232,7 @@ def _lines(found: Estimate) -> list[str]:
     weights = ", ".join(f"{share:.0%} {where}" for where, share in found.weights.items() if share)
     return [
         f"{found.launches} launch{'es' if found.launches > 1 else ''}{every}: {blocks} blocks in {clusters}"
-        f"{replicas}{together}; tiles of {p.tile_columns} sequences; weights {weights}",
+        f"{replicas}{together}; tiles of {p.tile_columns} sequences, by {p.multipliers}; weights {weights}",
         f"predicted {p.microseconds:.1f} us a step, bound by {p.bound}",
         f"predicted {_time(found.total)}: recurrence {_time(found.recurrence)}, library products "
         f"{_time(found.products)}; the device's limit is {_time(found.limit)}",

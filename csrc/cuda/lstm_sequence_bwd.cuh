@@ -21,8 +21,8 @@
 #include "cuda/primitives/platform.h"
 #include "cuda/recurrence_feed.cuh"
 #include "cuda/recurrence_launch.cuh"
-#include "cuda/recurrence_multiply.cuh"
 #include "cuda/recurrence_prepare.cuh"
+#include "cuda/recurrence_sums.cuh"
 #include "lstmvid/cell_math.h"
 
 namespace lstmvid {
@@ -137,7 +137,7 @@ struct BwdCells {
   static constexpr int kStateWords = 16;  // of eight cells: the gradients of c and, where it is carried along, of h
 
   const BwdParameters& parameters;
-  Multiplier<Config>& sums;
+  Sums<Config>& sums;
 
   static LSTMVID_DEVICE void feed(const BwdParameters& parameters, const Place& place, const Ring& ring) {
     feed_saved<Operand>(parameters, place, ring);

@@ -6,7 +6,7 @@
 // (replicas of the weights, and tiles that follow each other); sequential over steps. The tiles of a step are independent:
 // while the h of one crosses the chip, the next one is multiplied.
 //
-// Where things live. W_hh: as fragments, the first rounds of K in registers, the next in shared memory, the rest streamed
+// Where things live. W_hh: as the matrix instructions take it, the first rounds of K in registers, the next in shared memory, the rest streamed
 // from L2 each step. h_{t-1}: in the exchange (global memory, two slots), read through a ring of stages. c_t: shared memory
 // or workspace, always by the thread that owns the cell. Partial sums: shared memory of the block that finalises the unit.
 //
@@ -22,8 +22,8 @@
 #include "cuda/primitives/platform.h"
 #include "cuda/recurrence_feed.cuh"
 #include "cuda/recurrence_launch.cuh"
-#include "cuda/recurrence_multiply.cuh"
 #include "cuda/recurrence_prepare.cuh"
+#include "cuda/recurrence_sums.cuh"
 #include "lstmvid/cell_math.h"
 
 namespace lstmvid {
@@ -75,7 +75,7 @@ struct FwdCells {
   static constexpr int kWorkerRegisters = 224;
 
   const FwdParameters& parameters;
-  Multiplier<Config>& sums;
+  Sums<Config>& sums;
 
   static LSTMVID_DEVICE void feed(const FwdParameters& parameters, const Place& place, const Ring& ring) {
     feed_projections<Operand>(parameters, place, ring);
@@ -257,7 +257,8 @@ void launch_fwd(const LstmSequenceFwdCuda& p, const Recurrence& r, void* stream)
 template <Precision precision>
 int64_t fwd_active_clusters(int cluster, int64_t shared_bytes) {
   const Launch launch{cluster, kRecurrenceThreads, cluster, shared_bytes, true, nullptr};
-  return active_clusters(&lstm_sequence_fwd_kernel<RecurrenceConfig<precision, 1, 0, FwdKernels::kMostAhead>>, launch);
+  return active_clusters(&lstm_sequence_fwd_kernel<RecurrenceConfig<precision, 1, 0, FwdKernels::kMostAhead, false>>,
+                         launch);
 }
 
 }  // namespace lstmvid

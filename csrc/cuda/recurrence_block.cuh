@@ -8,6 +8,7 @@
 #include "cuda/primitives/numeric.h"
 #include "cuda/primitives/platform.h"
 #include "cuda/primitives/ring.h"
+#include "cuda/primitives/warp_group.h"
 #include "cuda/recurrence_geometry.h"
 
 namespace lstmvid {
@@ -128,13 +129,19 @@ LSTMVID_DEVICE int64_t time_of(const Recurrence& r, const Place& place, int64_t 
 LSTMVID_DEVICE void init_barriers(const Recurrence& r, const Place& place, const BlockMemory& shared) {
   const LstmSequencePlan& plan = r.plan;
   const RecurrenceGeometry& g = r.g;
-  const int multiplying = g.k_warps * plan.unit_blocks, owned = place.owned(r, place.rank);
+  const int multiplying = plan.warp_groups ? kConsumerWarps : g.k_warps * plan.unit_blocks,
+            owned = place.owned(r, place.rank);
   shared.operands.init(kCopyArrivals, multiplying);
   shared.weights.init(kCopyArrivals, multiplying);
   shared.inputs.init(kWarpSize, kConsumerWarps);
-  init(shared.partials_full(), remote_store_arrivals(owned > 0 ? owned * g.k_warps * plan.cluster : 1));
+  init(shared.partials_full(), remote_store_arrivals(owned > 0 ? owned * g.sending_warps * plan.cluster : 1));
   for (int rank = 0; rank < plan.cluster; ++rank) init(shared.partials_empty(rank), kConsumerWarps);
   fence_init();
+}
+
+// Of a byte of K in a stage of operands, for its first row; each next is stage_row_bytes further.
+LSTMVID_DEVICE int64_t place_in_stage(const RecurrenceGeometry& g, int64_t byte) {
+  return byte / 16 * g.stage_chunk_bytes + byte % 16;
 }
 
 // [pass][own][unit][kConstants]
@@ -158,10 +165,9 @@ LSTMVID_DEVICE void load_constants(const Recurrence& r, const Place& place, cons
     for (int gate = 0; gate < 3; ++gate) {
       constants[4 + gate] = exists && peephole != nullptr ? to_float(peephole[gate * g.units + unit]) : 0.0f;
     }
-    const int64_t k = unit * g.k_of_unit, in_slice = k % g.slice;
-    const int64_t of_stage = (g.stage_row_bytes - 16) / sizeof(Operand);
-    const int64_t place_in_tile = (k / g.slice * g.stages + in_slice / of_stage) * g.stage_bytes;
-    constants[7] = as_float(static_cast<uint32_t>(place_in_tile + in_slice % of_stage * sizeof(Operand)));
+    const int64_t k = unit * g.k_of_unit, byte = k % g.slice * static_cast<int64_t>(sizeof(Operand));
+    const int64_t stage = k / g.slice * g.stages + byte / g.stage_k_bytes;
+    constants[7] = as_float(static_cast<uint32_t>(stage * g.stage_bytes + place_in_stage(g, byte % g.stage_k_bytes)));
   }
 }
 
@@ -180,8 +186,9 @@ LSTMVID_DEVICE void load_resident_weights(const Recurrence& r, const Place& plac
     const auto* from =
         reinterpret_cast<const float4*>(packed_weights(r, place, pass) + plan.register_rounds * g.round_bytes);
     auto* to = reinterpret_cast<float4*>(shared_memory() + g.resident + pass * pass_bytes);
-    for (int64_t i = thread_idx(); i < pass_bytes / 16; i += kRecurrenceThreads) to[i] = from[i];
+    for (int64_t i = thread_idx(); i < pass_bytes / 16; i += kRecurrenceThreads) store_operand(to + i, from[i]);
   }
+  if (plan.warp_groups) fence_operands();
 }
 
 }  // namespace lstmvid

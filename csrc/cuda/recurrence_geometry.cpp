@@ -28,6 +28,8 @@ void check(const RecurrenceShape& shape, const LstmSequencePlan& plan, const Req
   require(plan.unit_blocks >= 1 && plan.unit_blocks <= kConsumerWarps, "unit_blocks must be from 1 to 8");
   require(plan.tile_columns >= 8 && plan.tile_columns % 8 == 0, "tile_columns must be a multiple of 8");
   require(plan.hidden_stage_rounds >= 1 && plan.hidden_stages >= 2, "the ring of operands needs two stages of a round");
+  require(!plan.warp_groups || shape.element_bytes == 2, "warp_groups multiply operands of 2 bytes");
+  require(!plan.warp_groups || plan.unit_blocks == 2 || plan.unit_blocks == 4, "unit_blocks of warp_groups: 2 or 4");
 }
 
 }  // namespace
@@ -49,18 +51,22 @@ RecurrenceGeometry recurrence_geometry(const RecurrenceShape& shape, const LstmS
   g.owning_ranks = static_cast<int>(ceil_div(plan.unit_blocks, g.own));
 
   const int pair_elements = kPairBytes / g.element_bytes;
-  g.k_warps = kConsumerWarps / plan.unit_blocks;
+  g.k_warps = (plan.warp_groups ? kConsumerWarps / 2 : kConsumerWarps) / plan.unit_blocks;
+  g.sending_warps = plan.warp_groups ? 2 * g.k_warps : g.k_warps;
   g.slice_pairs =
       static_cast<int>(ceil_div(shape.units * shape.k_of_unit, static_cast<int64_t>(pair_elements) * plan.cluster));
   g.slice = static_cast<int64_t>(g.slice_pairs) * pair_elements;
   g.rounds = static_cast<int>(ceil_div(g.slice_pairs, g.k_warps));
   g.stages = static_cast<int>(ceil_div(g.rounds, plan.hidden_stage_rounds));
-  g.stage_row_bytes = plan.hidden_stage_rounds * g.k_warps * kPairBytes + 16;
-  g.stage_bytes = static_cast<int64_t>(plan.tile_columns) * g.stage_row_bytes;
+  g.stage_k_bytes = plan.hidden_stage_rounds * g.k_warps * kPairBytes;
+  g.stage_row_bytes = plan.warp_groups ? 16 : g.stage_k_bytes + 16;
+  g.stage_chunk_bytes = plan.warp_groups ? plan.tile_columns * 16 : 16;
+  g.stage_bytes = static_cast<int64_t>(plan.tile_columns) * (g.stage_k_bytes + (plan.warp_groups ? 0 : 16));
   g.round_bytes = static_cast<int64_t>(g.k_warps) * plan.unit_blocks * kFragmentBytes;
   g.streamed_rounds = g.rounds - plan.register_rounds - plan.resident_rounds;
-  require(plan.register_rounds == 0 || (plan.register_rounds == kRegisterRounds && g.passes == 1),
-          "register_rounds must be 0, or 6 with a single pass");
+  const int in_registers = plan.warp_groups ? kGroupRegisterRounds : kRegisterRounds;
+  require(plan.register_rounds == 0 || (plan.register_rounds == in_registers && g.passes == 1),
+          "register_rounds must be 0, or " + std::to_string(in_registers) + " with a single pass");
   require(plan.resident_rounds >= 0 && g.streamed_rounds >= 0, "more rounds are held than there are");
   require(g.streamed_rounds == 0 || plan.weight_stages >= 2, "streamed weights need two stages");
 

@@ -6,7 +6,7 @@
 // Unit block: 32 rows of the product, which is 8 units forward and 32 backward. Pair: 64 bytes of K, two matrix
 // instructions' worth. A cluster multiplies `unit_blocks` unit blocks in a pass, warp (m, k) of each of its blocks unit
 // block m with every k_warps-th pair of the block's slice of K; of the sums, each block of the cluster finalises `own`
-// unit blocks.
+// unit blocks. Warp groups do the same with two unit blocks each: there k_warps counts the groups along K.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@ constexpr int kRecurrenceThreads = 32 * (kConsumerWarps + kFeedingWarps);
 constexpr int kPairBytes = 64;
 constexpr int kFragmentBytes = 2048;  // of weights: one pair of one unit block
 constexpr int kRegisterRounds = 6;
+constexpr int kGroupRegisterRounds = 16;                   // of warp groups, whose sums take half the registers
 constexpr int kNarrowTileBlocks = 6, kWideTileBlocks = 4;  // the widest tiles, of operands of 2 and of 4 bytes
 constexpr int kConstants = 8;                              // words a unit, the last one its place in the exchange
 constexpr int64_t kAlignment = 128;
@@ -50,10 +51,14 @@ struct RecurrenceGeometry {
   int total_unit_blocks, cluster_unit_blocks, passes, own, owning_ranks;
   // K.
   int k_warps, slice_pairs, rounds, streamed_rounds, stages;
-  int64_t slice;        // elements of K that a block multiplies
-  int stage_row_bytes;  // a batch row of a stage of operands: padded, so that rows lie in different banks
+  int64_t slice;      // elements of K that a block multiplies
+  int stage_k_bytes;  // of K that a stage of operands holds of each batch row
+  // Where they lie in it: from row to row, and from 16 bytes of K to the next. For warps, rows that are padded, so that they
+  // lie in different banks; for warp groups, the core matrices of warp_group.h.
+  int stage_row_bytes, stage_chunk_bytes;
   int64_t stage_bytes;  // of shared memory; a stage lies alike in the exchange, and is copied as one piece
   int64_t round_bytes;  // of weights
+  int sending_warps;    // of a block, that have sums of one unit block
   // The batch.
   int replica_rows, tiles, tile_blocks;
   int input_row_bytes, input_slots, weight_slots;

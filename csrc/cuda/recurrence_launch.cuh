@@ -2,12 +2,14 @@
 #pragma once
 
 #include <string>
+#include <type_traits>
 
 #include "cuda/primitives/cluster.h"
 #include "cuda/primitives/launch.h"
 #include "cuda/recurrence_block.cuh"
 #include "cuda/recurrence_feed.cuh"
 #include "cuda/recurrence_multiply.cuh"
+#include "cuda/recurrence_multiply_groups.cuh"
 #include "cuda/recurrence_prepare.cuh"
 
 namespace lstmvid {
@@ -31,7 +33,7 @@ LSTMVID_DEVICE void run_recurrence(const Parameters& parameters, const void* con
     constexpr int kWorker = Cells::kWorkerRegisters, kFeeder = 512 - 2 * kWorker;
     if (warp_idx() < kConsumerWarps) {
       raise_registers<kWorker>();
-      Multiplier<Config> sums(r, place, memory);
+      std::conditional_t<Config::kWarpGroups, GroupMultiplier<Config>, WarpMultiplier<Config>> sums(r, place, memory);
       Cells cells{parameters, sums};
       sums.load_registers();
       cells.begin();
@@ -69,11 +71,19 @@ auto recurrence_kernel(const Recurrence& r) -> void (*)(typename Kernels::Parame
     if (r.g.tile_blocks < tile_blocks) return recurrence_kernel<precision, Kernels, tile_blocks - 1>(r);
     if (r.g.tile_blocks == tile_blocks) {
       constexpr int kAhead = Kernels::kMostAhead;
-      if (r.plan.register_rounds == 0) {
-        return Kernels::template kKernel<RecurrenceConfig<precision, tile_blocks, 0, kAhead>>;
-      }
+      const bool in_registers = r.plan.register_rounds > 0;
       if constexpr (sizeof(Element<precision>) == 2) {
-        return Kernels::template kKernel<RecurrenceConfig<precision, tile_blocks, kRegisterRounds, kAhead>>;
+        if (r.plan.warp_groups) {
+          return in_registers ? Kernels::template kKernel<
+                                    RecurrenceConfig<precision, tile_blocks, kGroupRegisterRounds, 0, true>>
+                              : Kernels::template kKernel<RecurrenceConfig<precision, tile_blocks, 0, 0, true>>;
+        }
+        if (in_registers) {
+          return Kernels::template kKernel<RecurrenceConfig<precision, tile_blocks, kRegisterRounds, kAhead, false>>;
+        }
+      }
+      if (!in_registers) {
+        return Kernels::template kKernel<RecurrenceConfig<precision, tile_blocks, 0, kAhead, false>>;
       }
     }
   }

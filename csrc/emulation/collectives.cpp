@@ -9,16 +9,6 @@
 namespace lstmvid::emulation {
 namespace {
 
-const char* name_of(Meeting meeting) {
-  switch (meeting) {
-    case Meeting::kSyncLanes: return "sync_lanes()";
-    case Meeting::kAllLanes: return "all_lanes()";
-    case Meeting::kLoadMatrices: return "load_matrices()";
-    case Meeting::kMultiply: return "multiply()";
-  }
-  return "";
-}
-
 void load_for_all(Warp& warp) {
   ++statistics().matrix_loads;
   ++machine.progress;
@@ -94,6 +84,20 @@ void multiply_tf32_for_all(Warp& warp) {
 }
 
 }  // namespace
+
+const char* name_of(Meeting meeting) {
+  switch (meeting) {
+    case Meeting::kSyncLanes: return "sync_lanes()";
+    case Meeting::kAllLanes: return "all_lanes()";
+    case Meeting::kLoadMatrices: return "load_matrices()";
+    case Meeting::kMultiply: return "multiply()";
+    case Meeting::kFenceProducts: return "fence_products()";
+    case Meeting::kMultiplyGroup: return "multiply_group()";
+    case Meeting::kCommitProducts: return "commit_products()";
+    case Meeting::kWaitProducts: return "wait_products()";
+  }
+  return "";
+}
 
 void meet(Meeting meeting, void (*work)(Warp&)) {
   Warp& warp = *running->warp;

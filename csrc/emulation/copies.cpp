@@ -201,6 +201,7 @@ void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t* word)
          where_in_shared(block, word).text);
   }
   fill_quietly(to, 0xff, bytes);
+  set_pieces(block, shared, bytes, OperandPiece::kUnknown);
   Copy* copy = take(spare_copies);
   copy->pieces = nullptr;
   add_piece(copy->pieces, shared, global);
@@ -228,6 +229,7 @@ void land(size_t which) {
   BarrierState& barrier = barrier_at(copy->barrier, block, "landing of a copy");
   --block.copies;
   if (copy->bulk) {
+    set_pieces(block, copy->pieces->to, copy->bytes, OperandPiece::kCopied);
     complete_copy(barrier, block, copy->bytes);
   } else {
     arrive_at(barrier, block);

@@ -31,6 +31,7 @@ void end_thread() {
   Warp& warp = *self.warp;
   Block& block = *warp.block;
   if (self.pieces != nullptr) fail("the thread has ended with copy_16_bytes() that no arrive_when_copied() followed");
+  if (warp.products != nullptr && warp.products->is_running) fail("the thread has ended with D still waited for");
   if (warp.arrived != 0) {
     fail("the thread has ended while other lanes of its warp (mask %08x) wait for it in a collective", warp.arrived);
   }
@@ -103,6 +104,7 @@ void add_cluster(int64_t first_block) {
     block.lazy = chance(256);
     block.barriers.reserve(256);
     allocate_shared(block);
+    block.pieces.resize(static_cast<size_t>(grid.shared_bytes / 16));
     cluster.blocks.push_back(&block);
     block.warps = std::vector<Warp>(static_cast<size_t>(grid.threads / 32));
     for (int thread = 0; thread < grid.threads; ++thread) {
@@ -121,6 +123,7 @@ void add_cluster(int64_t first_block) {
       fiber.observed_at = ~uint64_t{0};
       fiber.fenced_at = 0;
       fiber.pieces = nullptr;
+      fiber.operands_fenced_at = 0;
     }
     for (Warp& warp : block.warps) make_ready(&warp, ~0u);
   }
@@ -128,6 +131,10 @@ void add_cluster(int64_t first_block) {
 }
 
 void clear_wave() {
+  for (auto& block : machine.blocks) {
+    for (Warp& warp : block->warps) end_products(warp);
+  }
+  machine.multiplying.clear();
   for (auto& block : machine.blocks) free_shared(*block);
   machine.blocks.clear();
   machine.clusters.clear();
@@ -141,6 +148,7 @@ void run_wave(int64_t first_cluster, int64_t clusters) {
   const auto warps = static_cast<size_t>(clusters * grid.cluster * grid.threads / 32);
   clear_schedule(warps);
   machine.in_flight.reserve(1 << 16);
+  machine.multiplying.reserve(warps);
   if (static_cast<int64_t>(warps) * 32 > kMostFlows) {
     throw std::runtime_error("more threads at once than ThreadSanitizer can follow: " + std::to_string(32 * warps));
   }
@@ -196,7 +204,7 @@ void run(const Grid& grid) {
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   machine.grid = grid;
   machine.failed = false;
-  machine.progress = machine.exchanged_stores = 0;
+  machine.progress = machine.exchanged_stores = machine.operand_stores = 0;
   forget_exchanged_stores();
   draw_schedule();
   const int64_t clusters = grid.blocks / grid.cluster;

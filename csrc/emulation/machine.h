@@ -29,9 +29,18 @@ struct alignas(8) Order {
   void* of(uint64_t round) { return &unused[round & 1]; }
 };
 
-enum class Waits { kNothing, kLanes, kBlock, kWarps, kCluster, kBarrier, kFlag };
+enum class Waits { kNothing, kLanes, kBlock, kWarps, kCluster, kBarrier, kFlag, kProducts };
 
-enum class Meeting { kSyncLanes, kAllLanes, kLoadMatrices, kMultiply };
+enum class Meeting {
+  kSyncLanes,
+  kAllLanes,
+  kLoadMatrices,
+  kMultiply,
+  kFenceProducts,
+  kMultiplyGroup,
+  kCommitProducts,
+  kWaitProducts
+};
 
 // What one piece of an asynchronous copy takes where; a list. Pieces are reused and never given back: memory that one
 // fiber allocates and another frees would look like a race to ThreadSanitizer.
@@ -72,9 +81,10 @@ struct Fiber : Place {
   int looks = 0;             // at flags since then
   const uint32_t* observed = nullptr;
   uint32_t observed_value = 0;
-  uint64_t fenced_at = 0;          // number of exchanged stores that its last fence_async_copies() covers
-  CopyFlow* copy_flows = nullptr;  // that no copy uses now
-  Piece* pieces = nullptr;         // copy_16_bytes() that no arrive_when_copied() has followed yet
+  uint64_t fenced_at = 0;           // number of exchanged stores that its last fence_async_copies() covers
+  CopyFlow* copy_flows = nullptr;   // that no copy uses now
+  Piece* pieces = nullptr;          // copy_16_bytes() that no arrive_when_copied() has followed yet
+  uint64_t operands_fenced_at = 0;  // number of operands' stores that its last fence_operands() covers
 };
 
 struct Operand {
@@ -96,6 +106,34 @@ struct RemoteStores {
   Together together[kDepth][4] = {};  // of the n-th stores, one for each quarter of the warp
 };
 
+// One multiply_group() of a warp.
+struct IssuedProduct {
+  Operands operands;
+  int tile_blocks;
+  bool a_in_registers;
+  uint64_t a, b;  // descriptors
+  const uint32_t* a_registers[32];
+  uint64_t order;  // its start after its issue
+};
+
+// Those of a warp, which are done in their order.
+struct WarpProducts {
+  static constexpr int kMost = 32, kMostBatches = 16;  // that are remembered
+  static constexpr int kMostColumns = 48;
+  IssuedProduct asked[32] = {};  // by each lane, before they meet
+  IssuedProduct remembered[kMost] = {};
+  uint64_t issued = 0, done = 0, batches = 0;
+  uint64_t batch_end[kMostBatches] = {};       // products issued until then
+  bool is_fenced = false, is_running = false;  // D is the products'
+  int tile_blocks = 0;
+  float* d[32] = {};
+  float sums[16][kMostColumns] = {};
+  void* flow = nullptr;  // ThreadSanitizer's
+  uint64_t order = 0;    // the waits after what is done
+
+  IssuedProduct& of(uint64_t number) { return remembered[number % kMost]; }
+};
+
 struct Warp {
   Block* block = nullptr;
   int index = 0;
@@ -113,6 +151,15 @@ struct Warp {
   uint32_t at_cluster = 0;     // and in sync_cluster()
 
   std::unique_ptr<RemoteStores> stores{};
+  std::unique_ptr<WarpProducts> products{};
+  uint32_t at_products = 0;  // lanes that wait until the other warps of the group have issued theirs
+};
+
+// Who wrote 16 bytes of shared memory, as far as products of warp groups must know.
+struct OperandPiece {
+  static constexpr uint64_t kUnknown = 0, kCopied = ~uint64_t{0};
+  uint64_t stored = kUnknown;  // or the number of the store_operand()
+  int thread = 0;              // whose it was
 };
 
 struct NamedBarrier {
@@ -152,6 +199,7 @@ struct Block {
   bool lazy = false;          // the schedule prefers other blocks
   uint8_t* memory = nullptr;  // `shared` with guard zones around it
   uint8_t* shared = nullptr;
+  std::vector<OperandPiece> pieces;
 };
 
 struct Machine {
@@ -162,6 +210,8 @@ struct Machine {
   uint64_t progress = 0;  // events that may end somebody's wait
   uint64_t exchanged_stores = 0;
   std::vector<Copy*> in_flight;
+  uint64_t operand_stores = 0;
+  std::vector<Warp*> multiplying;  // with products that aren't done
   bool failed = false;
   std::string report;
 };
@@ -197,6 +247,7 @@ void announce_copy(BarrierState& barrier, int64_t bytes);
 void arrive_at(BarrierState& barrier, Block& block);
 
 // collectives.cpp
+const char* name_of(Meeting meeting);
 void meet(Meeting meeting, void (*work)(Warp&));  // of all lanes of a warp; the last to come works
 
 // copies.cpp
@@ -204,6 +255,11 @@ void land(size_t which);
 void drop_copies();
 void drop_copy_flows(Fiber& fiber);
 void forget_exchanged_stores();
+
+// products.cpp
+void perform_one();  // of all warps' oldest products
+void set_pieces(Block& block, const void* shared, size_t bytes, uint64_t stored);
+void end_products(Warp& warp);
 
 // memory.cpp
 void allocate_shared(Block& block);

@@ -38,7 +38,7 @@ LSTMVID_DEVICE bool all_lanes(bool predicate) { return emulation::all_lanes(pred
 
 LSTMVID_DEVICE void trap() { emulation::trap(); }
 
-constexpr bool kCanMoveRegisters = kArch == 90;
+constexpr bool kCanMoveRegisters = kArch == 90, kHasWarpGroups = kArch == 90;
 template <int registers>
 LSTMVID_DEVICE void raise_registers() {}
 template <int registers>

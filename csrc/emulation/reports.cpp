@@ -34,11 +34,10 @@ Sentence waits_for(const Fiber& fiber) {
   };
   switch (fiber.waits) {
     case Waits::kNothing: say("%s", "has not begun or is about to go on"); break;
-    case Waits::kLanes: {
-      const char* names[] = {"sync_lanes()", "all_lanes()", "load_matrices()", "multiply()"};
-      say("waits in %s (lanes there: %08x)", names[static_cast<int>(fiber.warp->meeting)], fiber.warp->arrived);
+    case Waits::kLanes:
+      say("waits in %s (lanes there: %08x)", name_of(fiber.warp->meeting), fiber.warp->arrived);
       break;
-    }
+    case Waits::kProducts: say("%s", "waits in wait_products() for products that its group hasn't issued"); break;
     case Waits::kBlock:
       say("waits in sync_block() (%d of %d threads there)", block.named[0].arrived, machine.grid.threads);
       break;

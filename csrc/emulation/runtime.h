@@ -92,4 +92,13 @@ enum class Operands { kBFloat16, kFloat16, kTf32 };
 void load_matrices(uint32_t* x, const void* shared_row);
 void multiply(Operands operands, float* d, const uint32_t* a, uint32_t b0, uint32_t b1);
 
+uint32_t shared_address(const void* shared);
+void before_operand_store(const void* shared);
+void fence_operands();
+void fence_products();
+void commit_products();
+void wait_products(int pending);
+void take_sums(float* d, int tile_blocks);
+void multiply_group(Operands operands, float* d, int tile_blocks, const uint32_t* a_registers, uint64_t a, uint64_t b);
+
 }  // namespace lstmvid::emulation

@@ -73,6 +73,10 @@ Fiber* pick() {
       land(random_below(machine.in_flight.size()));
       continue;
     }
+    if (!machine.multiplying.empty() && chance(land_chance)) {
+      perform_one();
+      continue;
+    }
     if (!idle) {
       Warp* warp = pick_warp();
       const unsigned turn = static_cast<unsigned>(random_below(32));

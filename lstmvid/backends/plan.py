@@ -23,6 +23,8 @@ MAX_GROUPS = 8  # in a launch
 TILE_BLOCKS = {2: (1, 2, 3, 4, 5, 6), 4: (1, 2, 3, 4)}
 REGISTER_ELEMENT_BYTES = 2  # of the operands that may stay in registers
 REGISTER_ROUNDS, REGISTER_ARCH = 6, 90
+# Warp groups (wgmma) multiply 2-byte operands on this architecture; 0 here keeps every plan to warps by themselves.
+WARP_GROUP_ARCH, WARP_GROUP_REGISTER_ROUNDS, WARP_GROUP_UNIT_BLOCKS = 90, 16, (4, 2)
 _WARPS, _PAIR, _FRAGMENT = 8, 64, 2048
 
 
@@ -85,7 +87,7 @@ class _Rates(NamedTuple):
 
     clock: float  # cycles a microsecond
     flop: int  # of the kernels' matrix instructions on 16-bit operands; tf32 has half of it
-    library_flop: int  # of the library's large products, likewise
+    library_flop: int  # of the library's large products, likewise; and of warp groups
     l2_bytes: float
     remote_bytes: float  # distributed shared memory
     memory: float  # bytes a microsecond of the whole device
@@ -105,11 +107,12 @@ _COPY = 0.7  # microseconds from asking for a stage to its arrival
 _ITEM = 0.2  # microseconds of gate arithmetic and barriers a tile and pass
 _SHARED_BYTES_A_CYCLE = 128
 _DEPENDENT_CYCLES = 33  # from one matrix instruction to the next one on the same sums
+_GROUP_CYCLES = 16  # of a warp group's matrix instruction, at least
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One launch. The fields down to `cells_in_shared` are the kernel's `LstmSequencePlan`.
+    """One launch. The fields down to `warp_groups` are the kernel's `LstmSequencePlan`.
 
     `groups` is how many run side by side in a launch, where the rest has to wait; `microseconds` is predicted for a
     step of all groups, and `bound` names what takes the longest in it.
@@ -126,6 +129,7 @@ class Plan:
     hidden_stages: int
     weight_stages: int
     cells_in_shared: bool
+    warp_groups: bool = False
     groups: int = 1
     microseconds: float = float("nan")
     bound: str = ""
@@ -134,6 +138,11 @@ class Plan:
         """The kernel's own fields, by name."""
         names = [field.name for field in fields(self)]
         return {name: getattr(self, name) for name in names[: names.index("groups")]}
+
+    @property
+    def multipliers(self) -> str:
+        """Who multiplies, in words."""
+        return "warp groups (wgmma)" if self.warp_groups else "warps (mma.sync)"
 
 
 class _Shape(NamedTuple):
@@ -157,7 +166,7 @@ class Geometry(NamedTuple):
 
     passes: int
     own: int  # unit blocks of a pass that a block finalises
-    k_warps: int
+    k_warps: int  # or warp groups
     rounds: int  # of a pass
     tiles: int  # of a replica
     row_blocks: int  # of 8 batch rows, over all tiles
@@ -177,13 +186,14 @@ def geometry(
     replicas: int,
     unit_blocks: int,
     tile_columns: int,
+    warp_groups: bool = False,
     backward: bool = False,
 ) -> Geometry:
     """The kernel's geometry for a plan's division."""
     shape = _shape(element_bytes, backward)
     cluster_unit_blocks = _ceil_div(_ceil_div(hidden, shape.unit_block), clusters)
     slice_pairs = _ceil_div(hidden * shape.k_of_unit, _PAIR // element_bytes * cluster)
-    k_warps = _WARPS // unit_blocks
+    k_warps = (_WARPS // 2 if warp_groups else _WARPS) // unit_blocks
     rows = _ceil_div(batch, replicas)
     return Geometry(
         passes=_ceil_div(cluster_unit_blocks, unit_blocks),
@@ -196,8 +206,13 @@ def geometry(
 
 
 def _geometry_of(plan: Plan, hidden: int, batch: int, element_bytes: int, backward: bool) -> Geometry:
-    names = ("cluster", "clusters", "replicas", "unit_blocks", "tile_columns")
+    names = ("cluster", "clusters", "replicas", "unit_blocks", "tile_columns", "warp_groups")
     return geometry(hidden, batch, element_bytes, **{name: getattr(plan, name) for name in names}, backward=backward)
+
+
+def _stage_row(plan: Plan, g: Geometry) -> int:
+    """Bytes of a batch row of a stage: padded where warps read it by themselves."""
+    return plan.hidden_stage_rounds * g.k_warps * _PAIR + (0 if plan.warp_groups else 16)
 
 
 def weight_shares(
@@ -223,7 +238,7 @@ def shared_bytes(plan: Plan, hidden: int, batch: int, element_bytes: int, *, bac
     tile_blocks = plan.tile_columns // 8
     regions = (
         8 * (2 * plan.hidden_stages + 2 * weight_stages + 2 * shape.input_slots + 1 + plan.cluster),  # barriers
-        plan.hidden_stages * plan.tile_columns * (plan.hidden_stage_rounds * g.k_warps * _PAIR + 16),
+        plan.hidden_stages * plan.tile_columns * _stage_row(plan, g),
         weight_stages * round_bytes,
         g.passes * plan.resident_rounds * round_bytes,
         g.own * tile_blocks * plan.cluster * g.k_warps * 1024,  # partial sums
@@ -243,9 +258,10 @@ def _replicas(batch: int, element_bytes: int, most: int) -> list[int]:
 
 
 def _divisions(
-    hidden: int, batch: int, element_bytes: int, backward: bool, limits: DeviceLimits, groups: int
+    hidden: int, batch: int, element_bytes: int, backward: bool, limits: DeviceLimits, groups: int, warp_groups: bool
 ) -> Iterator[dict]:
     """Ways to divide the units, K and the batch of `groups` groups between blocks that all run at once."""
+    has_warp_groups = warp_groups and limits.arch == WARP_GROUP_ARCH and element_bytes == 2
     total = _ceil_div(hidden, _shape(element_bytes, backward).unit_block)
     if backward:
         # Every block reads its part of 4H gradients a row: the larger the cluster, the smaller the part.
@@ -260,13 +276,17 @@ def _divisions(
         for replicas in _replicas(batch, element_bytes, active // groups):
             clusters = _ceil_div(total, _ceil_div(total, active // (groups * replicas)))
             widest = min(_ceil_div(total, clusters), _WARPS)
-            for unit_blocks, tile_blocks in product(range(widest, 0, -1), TILE_BLOCKS[element_bytes]):
+            kinds = [(unit_blocks, False) for unit_blocks in range(widest, 0, -1)]
+            if has_warp_groups:  # of a group's two unit blocks one may be empty
+                kinds += [(unit_blocks, True) for unit_blocks in WARP_GROUP_UNIT_BLOCKS if unit_blocks - 2 < widest]
+            for (unit_blocks, by_groups), tile_blocks in product(kinds, TILE_BLOCKS[element_bytes]):
                 yield {
                     "cluster": cluster,
                     "clusters": clusters,
                     "replicas": replicas,
                     "unit_blocks": unit_blocks,
                     "tile_columns": 8 * tile_blocks,
+                    "warp_groups": by_groups,
                 }
 
 
@@ -293,23 +313,29 @@ def _holdings(
     """Plans of a division that fit: as many of the weights as possible stay in registers and shared memory."""
     round_bytes = division["unit_blocks"] * g.k_warps * _FRAGMENT
     is_compiled = element_bytes == REGISTER_ELEMENT_BYTES and limits.arch == REGISTER_ARCH
-    has_registers = is_compiled and g.passes == 1 and g.rounds >= REGISTER_ROUNDS
-    for in_registers in (REGISTER_ROUNDS, 0) if has_registers else (0,):
+    most = WARP_GROUP_REGISTER_ROUNDS if division["warp_groups"] else REGISTER_ROUNDS
+    for in_registers in (most, 0) if is_compiled and g.passes == 1 and g.rounds >= most else (0,):
         rounds = g.rounds - in_registers
         for stage_rounds, stages in sorted(_rings(division, g)):
             for cells_in_shared in (False,) if in_parts else (True, False):
-                rest = (stage_rounds, stages, 0, cells_in_shared)
-                bare = Plan(*division.values(), in_registers, 0, *rest)
+                bare = Plan(
+                    **division,
+                    register_rounds=in_registers,
+                    resident_rounds=0,
+                    hidden_stage_rounds=stage_rounds,
+                    hidden_stages=stages,
+                    weight_stages=0,
+                    cells_in_shared=cells_in_shared,
+                )
                 left = limits.shared_bytes - shared_bytes(bare, hidden, batch, element_bytes, backward=backward)
                 if left >= g.passes * rounds * round_bytes:
-                    yield Plan(*division.values(), in_registers, rounds, *rest)
+                    yield replace(bare, resident_rounds=rounds)
                     break
                 for weight_stages in (2, 3, 4):
                     spare = left - weight_stages * round_bytes - 128  # of barriers
                     if spare >= 0:
                         resident = min(spare // (g.passes * round_bytes), rounds - 1)
-                        rest = (stage_rounds, stages, weight_stages, cells_in_shared)
-                        yield Plan(*division.values(), in_registers, resident, *rest)
+                        yield replace(bare, resident_rounds=resident, weight_stages=weight_stages)
 
 
 def _rates(limits: DeviceLimits) -> _Rates:
@@ -335,31 +361,37 @@ def _predict(
     """
     rates = _rates(limits)
     blocks = plan.groups * plan.replicas * plan.clusters * plan.cluster
-    warps = plan.unit_blocks * g.k_warps
-    stage_row = plan.hidden_stage_rounds * g.k_warps * _PAIR + 16
+    parts = plan.unit_blocks * g.k_warps  # of a round, each of a unit block and a pair
+    stage_row = _stage_row(plan, g)
     streamed = g.rounds - plan.register_rounds - plan.resident_rounds
     rows = 8 * g.row_blocks
 
-    products = 3 if exact else 1
-    issued = g.row_blocks * _ceil_div(warps, 4) * 4 * 16384 / rates.flop
-    math = g.passes * g.rounds * products * max(issued, g.tiles * 2 * _DEPENDENT_CYCLES)
+    if plan.warp_groups:  # two instructions each of two groups
+        issued = g.tiles * 4 * max(plan.tile_columns * 2048 / rates.library_flop, _GROUP_CYCLES)
+        math = g.passes * g.rounds * issued
+    else:
+        products = 3 if exact else 1
+        issued = g.row_blocks * _ceil_div(parts, 4) * 4 * 16384 / rates.flop
+        math = g.passes * g.rounds * products * max(issued, g.tiles * 2 * _DEPENDENT_CYCLES)
 
     hidden_bytes = g.passes * rows * _ceil_div(g.rounds, plan.hidden_stage_rounds) * stage_row
-    streamed_bytes = g.passes * g.tiles * streamed * warps * _FRAGMENT
-    weight_bytes = g.passes * g.tiles * (g.rounds - plan.register_rounds) * warps * _FRAGMENT
-    partial_bytes = g.passes * g.row_blocks * warps * 1024
-    read = plan.unit_blocks * hidden_bytes + weight_bytes + partial_bytes
+    streamed_bytes = g.passes * g.tiles * streamed * parts * _FRAGMENT
+    weight_bytes = g.passes * g.tiles * (g.rounds - plan.register_rounds) * parts * _FRAGMENT
+    partial_bytes = g.passes * g.row_blocks * parts * 1024
+    readers = plan.unit_blocks // 2 if plan.warp_groups else plan.unit_blocks
+    read = readers * hidden_bytes + weight_bytes + partial_bytes
     shared = (read + hidden_bytes + streamed_bytes + partial_bytes) / _SHARED_BYTES_A_CYCLE
 
     share_of_l2 = min(rates.l2_bytes * limits.multiprocessors / blocks, 48)
     l2 = (hidden_bytes + streamed_bytes) / share_of_l2
-    in_flight = [hidden_bytes / (plan.hidden_stages * plan.tile_columns * stage_row)]
-    in_flight += [streamed_bytes / (plan.weight_stages * warps * _FRAGMENT)] if streamed else []
+    held = int(plan.warp_groups)  # stages of a ring that are free only when the next one is being multiplied
+    in_flight = [hidden_bytes / ((plan.hidden_stages - held) * plan.tile_columns * stage_row)]
+    in_flight += [streamed_bytes / ((plan.weight_stages - held) * parts * _FRAGMENT)] if streamed else []
     l2 = max(l2, *(turns * _COPY * rates.clock for turns in in_flight))
 
     # What is streamed and doesn't stay in L2 from step to step comes from memory; so does what the gate arithmetic
     # reads, and its results go there.
-    unique = plan.groups * plan.clusters * plan.cluster * g.passes * streamed * warps * _FRAGMENT
+    unique = plan.groups * plan.clusters * plan.cluster * g.passes * streamed * parts * _FRAGMENT
     missing = min(max(2 * unique / limits.l2_bytes - 1, 0), 1)
     shape = _shape(element_bytes, backward)
     cell_bytes = shape.input_bytes_of_unit + shape.k_of_unit * element_bytes
@@ -387,10 +419,12 @@ def plan(
     tf32: bool = True,
     backward: bool = False,
     in_parts: bool = False,
+    warp_groups: bool = True,
 ) -> Plan:
     """The fastest launch, by prediction, for `groups` recurrences of `hidden` units over `batch` sequences.
 
-    `in_parts`: for several launches that carry on in time what stays in shared memory otherwise.
+    `in_parts`: for several launches that carry on in time what stays in shared memory otherwise. `warp_groups`: may
+    multiply, where the device has them; else warps by themselves.
 
     Raises:
         ValueError: the kernel can't run this there; the message says why.
@@ -408,10 +442,19 @@ def plan(
     launches = {_ceil_div(groups, side_by_side) for side_by_side in range(1, min(groups, MAX_GROUPS) + 1)}
     for number in sorted(launches):
         side_by_side = _ceil_div(groups, number)
-        for division in _divisions(hidden, batch, element_bytes, backward, limits, side_by_side):
+        for division in _divisions(hidden, batch, element_bytes, backward, limits, side_by_side, warp_groups):
             g = geometry(hidden, batch, element_bytes, **division, backward=backward)
             # With all weights in registers and an endless ring: if that is no better, no plan of this division is.
-            ideal = Plan(*division.values(), g.rounds, 0, g.rounds, 8, 0, True, side_by_side)
+            ideal = Plan(
+                **division,
+                register_rounds=g.rounds,
+                resident_rounds=0,
+                hidden_stage_rounds=g.rounds,
+                hidden_stages=8,
+                weight_stages=0,
+                cells_in_shared=True,
+                groups=side_by_side,
+            )
             if best is not None and number * predict(ideal, g)[0] >= 0.98 * best.microseconds:
                 continue
             for candidate in _holdings(division, g, hidden, batch, element_bytes, backward, in_parts, limits):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmvid import _native
+from lstmvid.backends import plan as planner
 from lstmvid.backends.plan import (
     CLUSTER_SIZES,
     DEVICES,
@@ -22,6 +23,9 @@ from lstmvid.backends.plan import (
     REGISTER_ELEMENT_BYTES,
     REGISTER_ROUNDS,
     TILE_BLOCKS,
+    WARP_GROUP_ARCH,
+    WARP_GROUP_REGISTER_ROUNDS,
+    WARP_GROUP_UNIT_BLOCKS,
     DeviceLimits,
     Plan,
     geometry,
@@ -48,7 +52,7 @@ def check(
 ) -> None:
     """Whatever the kernel and the launch demand."""
     element_bytes, unit_block = ELEMENT_BYTES[dtype], 32 if backward else 8
-    division = ("cluster", "clusters", "replicas", "unit_blocks", "tile_columns")
+    division = ("cluster", "clusters", "replicas", "unit_blocks", "tile_columns", "warp_groups")
     g = geometry(hidden, batch, element_bytes, **{name: getattr(chosen, name) for name in division}, backward=backward)
 
     assert chosen.cluster in CLUSTER_SIZES
@@ -72,8 +76,12 @@ def check(
     assert (chosen.weight_stages >= 2) if streamed else (chosen.weight_stages == 0)
     assert chosen.hidden_stages >= 2
     assert 1 <= chosen.hidden_stage_rounds <= g.rounds
+    if chosen.warp_groups:
+        assert chosen.unit_blocks in WARP_GROUP_UNIT_BLOCKS
+        assert (element_bytes, limits.arch) == (2, WARP_GROUP_ARCH)
     if chosen.register_rounds:
-        assert (chosen.register_rounds, g.passes) == (REGISTER_ROUNDS, 1)
+        most = WARP_GROUP_REGISTER_ROUNDS if chosen.warp_groups else REGISTER_ROUNDS
+        assert (chosen.register_rounds, g.passes) == (most, 1)
         assert element_bytes == REGISTER_ELEMENT_BYTES
         assert limits.arch == REGISTER_ARCH
     assert 0 < chosen.microseconds < math.inf
@@ -140,13 +148,38 @@ def test_a_slice_of_a_gpu_is_enough(multiprocessors, backward):
 
 
 def test_the_papers_size_on_an_h100():
-    """H = 2048, B = 80: pairs of blocks, 32 units each, two tiles of 40 sequences that take turns."""
+    """H = 2048, B = 80: pairs of blocks, 32 units each, two tiles of 40 sequences that take turns.
+
+    By warp groups, for which all weights stay on the chip: half of them in registers.
+    """
     chosen = plan(2048, 80, torch.bfloat16, DEVICES["H100"])
     assert (chosen.cluster, chosen.clusters, chosen.replicas) == (2, 64, 1)
-    assert (chosen.unit_blocks, chosen.tile_columns) == (4, 40)
-    assert chosen.register_rounds == REGISTER_ROUNDS
-    assert chosen.resident_rounds > 0
-    assert 4 < chosen.microseconds < 12
+    assert (chosen.unit_blocks, chosen.tile_columns, chosen.warp_groups) == (4, 40, True)
+    assert (chosen.register_rounds, chosen.resident_rounds) == (WARP_GROUP_REGISTER_ROUNDS, 16)
+    assert 4 < chosen.microseconds < 6.5
+
+
+@both_directions
+def test_warp_groups_can_be_left_out(backward, monkeypatch):
+    """By one constant: then every plan is by warps, and slower where warp groups were chosen."""
+    shapes = list(itertools.product((1536, 2048), (80, 128)))
+    device = DEVICES["H100"]
+    usual = [plan(*shape, torch.bfloat16, device, backward=backward) for shape in shapes]
+    assert any(chosen.warp_groups for chosen in usual)
+    monkeypatch.setattr(planner, "WARP_GROUP_ARCH", 0)
+    without = [plan.__wrapped__(*shape, torch.bfloat16, device, backward=backward) for shape in shapes]
+    assert not any(chosen.warp_groups for chosen in without)
+    monkeypatch.undo()
+    assert without == [plan(*shape, torch.bfloat16, device, backward=backward, warp_groups=False) for shape in shapes]
+    for chosen, other, (hidden, batch) in zip(usual, without, shapes, strict=True):
+        check(other, hidden, batch, torch.bfloat16, device, backward=backward)
+        assert chosen.microseconds <= other.microseconds
+
+
+@pytest.mark.parametrize("device", ["A100", "B200", "RTX 4090"])
+def test_other_chips_have_no_warp_groups(device):
+    for dtype, hidden in itertools.product(DTYPES, SIZES):
+        assert not plan(hidden, 80, dtype, DEVICES[device]).warp_groups
 
 
 def test_the_papers_size_backward_on_an_h100():
@@ -192,6 +225,14 @@ def test_shared_memory_of_a_block():
     chosen = Plan(2, 64, 1, 4, 40, 4, 8, 2, 3, 2, True)
     regions = [8 * (6 + 4 + 4 + 1 + 2), 3 * 40 * (2 * 2 * 64 + 16), 2 * 16384, 8 * 16384]
     regions += [2 * 5 * 4 * 1024, 2 * 40 * (4 * 8 * 2 * 2 + 16), 2 * 8 * 8 * 4, 2 * 2 * 5 * 64 * 4, 2 * 40 * 4]
+    assert shared_bytes(chosen, 2048, 80, 2) == sum(math.ceil(region / 128) * 128 for region in regions)
+
+
+def test_shared_memory_of_a_block_of_warp_groups():
+    """No padding in a stage; one source of partial sums where the other has two."""
+    chosen = Plan(2, 64, 1, 4, 40, 16, 8, 2, 3, 2, True, True)
+    regions = [8 * (6 + 4 + 4 + 1 + 2), 3 * 40 * 2 * 64, 2 * 8192, 8 * 8192]
+    regions += [2 * 5 * 2 * 1024, 2 * 40 * (4 * 8 * 2 * 2 + 16), 2 * 8 * 8 * 4, 2 * 2 * 5 * 64 * 4, 2 * 40 * 4]
     assert shared_bytes(chosen, 2048, 80, 2) == sum(math.ceil(region / 128) * 128 for region in regions)
 
 
@@ -254,6 +295,7 @@ def test_constants_are_the_kernels():
     text += (csrc / "include/lstmvid/lstm_sequence_cuda.h").read_text()
     constants = dict(re.findall(r"constexpr \w+ (k\w+) = (\d+);", text))
     assert int(constants["kRegisterRounds"]) == REGISTER_ROUNDS
+    assert int(constants["kGroupRegisterRounds"]) == WARP_GROUP_REGISTER_ROUNDS
     assert int(constants["kMaxGroups"]) == MAX_GROUPS
     widest = re.search(r"kNarrowTileBlocks = (\d+), kWideTileBlocks = (\d+);", text)
     assert {2: tuple(range(1, int(widest[1]) + 1)), 4: tuple(range(1, int(widest[2]) + 1))} == TILE_BLOCKS
@@ -262,5 +304,5 @@ def test_constants_are_the_kernels():
 def test_the_kernels_own_fields():
     names = list(plan(64, 8, torch.float32, DEVICES["A100"]).kernel_arguments())
     assert names[0] == "cluster"
-    assert names[-1] == "cells_in_shared"
-    assert len(names) == 11
+    assert names[-1] == "warp_groups"
+    assert len(names) == 12

@@ -24,7 +24,7 @@ PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
 PRODUCTS = {"bf16": "HMMA.16816.F32.BF16", "fp16": "HMMA.16816.F32", "tf32": "HMMA.1688.F32.TF32"}
 PRODUCTS["fp32"] = PRODUCTS["tf32"]
 NARROW = ("bf16", "fp16")
-REGISTER_ROUNDS = 6  # csrc/cuda/recurrence_geometry.h
+REGISTER_ROUNDS, GROUP_REGISTER_ROUNDS = 6, 16  # csrc/cuda/recurrence_geometry.h
 
 
 class Kernel(NamedTuple):
@@ -35,11 +35,12 @@ class Kernel(NamedTuple):
     precision: str
     tile_blocks: int
     register_rounds: int
+    warp_groups: bool
 
     @property
     def is_served(self) -> bool:
         """Whether a plan for that chip may have it: see RecurrenceConfig::kIsServed."""
-        return self.register_rounds == 0 or self.arch == "90a"
+        return (self.register_rounds == 0 and not self.warp_groups) or self.arch == "90a"
 
 
 class Instruction(NamedTuple):
@@ -87,10 +88,10 @@ def _functions(option: str) -> list[tuple[str, str, list[str]]]:
 @cache
 def _dump(option: str) -> dict[Kernel, list[str]]:
     """The same of the recurrent kernels, by variant."""
-    pattern = re.compile(r"lstm_sequence_(fwd|bwd)_kernel\w*?PrecisionE(\d)ELi(\d+)ELi(\d+)E")
+    pattern = re.compile(r"lstm_sequence_(fwd|bwd)_kernel\w*?PrecisionE(\d)ELi(\d+)ELi(\d+)ELi\d+ELb(\d)E")
     found = ((arch, pattern.search(name), lines) for arch, name, lines in _functions(option))
     return {
-        Kernel(arch, name[1], PRECISIONS[int(name[2])], int(name[3]), int(name[4])): lines
+        Kernel(arch, name[1], PRECISIONS[int(name[2])], int(name[3]), int(name[4]), name[5] == "1"): lines
         for arch, name, lines in found
         if name
     }
@@ -110,10 +111,11 @@ def _code() -> dict[Kernel, list[Instruction]]:
     return {kernel: _instructions(lines) for kernel, lines in _dump("-sass").items() if kernel.is_served}
 
 
-def _variants() -> set[tuple[str, str, int, int]]:
-    """(direction, precision, tile blocks, register rounds) of all that recurrence_kernel() chooses from."""
-    narrow = [(n, rounds) for n in range(1, 7) for rounds in (0, REGISTER_ROUNDS)]
-    wide = [(n, 0) for n in range(1, 5)]
+def _variants() -> set[tuple[str, str, int, int, bool]]:
+    """(direction, precision, tile blocks, register rounds, warp groups) of all that there is to choose from."""
+    kinds = [(0, False), (REGISTER_ROUNDS, False), (0, True), (GROUP_REGISTER_ROUNDS, True)]
+    narrow = [(n, *kind) for n in range(1, 7) for kind in kinds]
+    wide = [(n, 0, False) for n in range(1, 5)]
     variants = [(p, *variant) for p in PRECISIONS for variant in (narrow if p in NARROW else wide)]
     return {(direction, *variant) for direction in ("fwd", "bwd") for variant in variants}
 
@@ -139,6 +141,8 @@ def test_nothing_spills():
 
 def test_the_matrix_instructions_are_the_ones_meant():
     for kernel, code in _code().items():
+        if kernel.warp_groups:
+            continue
         names = Counter(i.name for i in code)
         # Each round in registers is unrolled; one loop is for the resident rounds, one for the streamed ones.
         rounds = kernel.register_rounds + 2
@@ -147,6 +151,27 @@ def test_the_matrix_instructions_are_the_ones_meant():
         assert sum(n for name, n in names.items() if "MMA" in name) == products, kernel
         assert names["LDSM.16.M88.4"] == rounds * kernel.tile_blocks, kernel
         assert names["LDS.128"] >= 8, kernel  # the fragments of the two loops
+
+
+def test_products_of_warp_groups_run_while_the_next_are_issued():
+    """Else the compiler would have put a wait for all of them behind each (its message is C7510, or one of its kin)."""
+    for kernel, code in _code().items():
+        if not kernel.warp_groups:
+            continue
+        names = Counter(i.name for i in code)
+        # Each round in registers is unrolled; one loop is for all others, and its first turn by itself if none are.
+        rounds = kernel.register_rounds + (1 if kernel.register_rounds else 2)
+        name = f"HGMMA.64x{8 * kernel.tile_blocks}x16.F32" + (".BF16" if kernel.precision == "bf16" else "")
+        products = [i for i in code if "MMA" in i.name]
+        assert {i.name for i in products} == {name}, kernel
+        assert len(products) == 2 * rounds, kernel
+        assert sum(i.operands.rstrip().endswith("gsb0") for i in products) == rounds, kernel  # a batch is a round
+        from_registers = [i for i in products if re.match(r"\s*R\d+, R\d+, gdesc", i.operands)]
+        assert len(from_registers) == 2 * kernel.register_rounds, kernel
+        waits = [i.operands.strip() for i in code if i.name.startswith("WARPGROUP.DEPBAR")]
+        assert waits.count("gsb0, 0x0") == 1, kernel
+        assert waits.count("gsb0, 0x1") == len(waits) - 1 == rounds - (kernel.register_rounds > 0), kernel
+        assert names["LDSM.16.M88.4"] == 0, kernel
 
 
 def test_copies_are_asynchronous_and_go_by_the_copy_engine_where_there_is_one():
@@ -158,7 +183,8 @@ def test_copies_are_asynchronous_and_go_by_the_copy_engine_where_there_is_one():
             assert names["UBLKCP"] == names["STAS"] == 0, kernel
         else:
             assert names["UBLKCP"] == 2, kernel  # operands, and streamed weights
-            assert names["STAS"] == 2 * kernel.tile_blocks, kernel  # partial sums to another block
+            halves = 1 if kernel.warp_groups else 2  # of a unit block's rows, that a warp has
+            assert names["STAS"] == halves * kernel.tile_blocks, kernel  # partial sums to another block
 
 
 def test_what_blocks_exchange_is_never_read_through_the_constant_path():
@@ -170,7 +196,7 @@ def test_weights_in_registers_are_loaded_before_the_steps_begin():
     for kernel, code in _code().items():
         first_product = min(i.address for i in code if "MMA" in i.name)
         loads = [i.address for i in code if i.name == "LDG.E.128"]
-        assert len(loads) >= 4 * kernel.register_rounds, kernel
+        assert len(loads) >= (2 if kernel.warp_groups else 4) * kernel.register_rounds, kernel
         assert max(loads) < first_product, kernel
 
 

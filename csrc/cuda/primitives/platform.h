@@ -50,6 +50,8 @@ constexpr bool kCanMoveRegisters = true;
 #else
 constexpr bool kCanMoveRegisters = false;
 #endif
+// Whether warp groups multiply (warp_group.h): the same chip alone.
+constexpr bool kHasWarpGroups = kCanMoveRegisters;
 
 // Four warps in a row, the first one's index divisible by 4, take registers, up to so many a thread; or give them away.
 template <int registers>

@@ -43,6 +43,11 @@ struct Ring {
     if (lane_idx() == 0) arrive(empty());
     advance();
   }
+  // The same of the slot before this one, where the cursor has gone ahead of what is still being read.
+  LSTMVID_DEVICE void release_before() const {
+    sync_lanes();
+    if (lane_idx() == 0) arrive(slot > 0 ? empty() - 1 : empty() + slots - 1);
+  }
 };
 
 }  // namespace lstmvid

@@ -17,17 +17,18 @@ constexpr int kMaxGroups = 8;
 // backward. A "pair" is 64 bytes of K: two matrix instructions' worth. A "round" is one pair for each warp along K, a "pass"
 // what a cluster multiplies at once of its units, a "unit block" 8 units forward and 32 backward.
 struct LstmSequencePlan {
-  int cluster;              // blocks that split K between them: 1, 2, 4 or 8; 1 before sm_90
-  int clusters;             // that share the hidden units of one replica
-  int replicas;             // of the weights, each with batch rows of its own
-  int unit_blocks;          // in a pass of a cluster: 1 to 8; as many warps along M, 8 / that along K
-  int tile_columns;         // batch rows in a tile: 8 to 48, or for float32 to 32, in eights
-  int register_rounds;      // whose weights stay in registers: 0, or 6 (2-byte operands, a single pass, sm_90)
+  int cluster;       // blocks that split K between them: 1, 2, 4 or 8; 1 before sm_90
+  int clusters;      // that share the hidden units of one replica
+  int replicas;      // of the weights, each with batch rows of its own
+  int unit_blocks;   // in a pass of a cluster: 1 to 8; as many warps along M, 8 / that along K; of warp groups 2 or 4
+  int tile_columns;  // batch rows in a tile: 8 to 48, or for float32 to 32, in eights
+  int register_rounds;  // whose weights stay in registers: 0, or 6, of warp groups 16 (2-byte operands, one pass, sm_90)
   int resident_rounds;      // the next ones, whose weights stay in shared memory; the rest is streamed each step
   int hidden_stage_rounds;  // of h, or of the gradients, in one stage of its ring
   int hidden_stages;        // of that ring, at least 2
   int weight_stages;        // of the streamed weights' ring, each one round; at least 2 where any are streamed
   bool cells_in_shared;     // what is carried, and the rows' lengths, in shared memory, else in the workspace
+  bool warp_groups;  // four warps multiply two unit blocks together (2-byte operands, sm_90), and count as two along M
 };
 
 struct LstmSequenceFwdCuda {

@@ -14,9 +14,13 @@ import lstmvid
 from lstmvid.backends import windows
 from lstmvid.backends.cuda import recurrence as backend
 from lstmvid.backends.plan import (
+    CLUSTER_SIZES,
     REGISTER_ARCH,
     REGISTER_ELEMENT_BYTES,
     REGISTER_ROUNDS,
+    WARP_GROUP_ARCH,
+    WARP_GROUP_REGISTER_ROUNDS,
+    WARP_GROUP_UNIT_BLOCKS,
     Plan,
     geometry,
     plan,
@@ -70,24 +74,36 @@ def test_tf32_is_as_exact_as_plain_products_in_tf32(name, monkeypatch):
     agree(Case(**CASES[name]))
 
 
-def plans(hidden: int, batch: int, element_bytes: int, limits, backward: bool) -> list[Plan]:
-    """Divisions that the planner wouldn't all choose: each cluster size, several passes, weights held anywhere."""
+def plans(hidden: int, batch: int, element_bytes: int, limits, backward: bool, several: int) -> list[Plan]:
+    """Divisions that the planner wouldn't all choose: each cluster size, several passes, weights held anywhere.
+
+    `several`: clusters, where there is more than one.
+    """
     found = []
     tiles = (8, 40) if element_bytes == 2 else (8, 32)
-    shapes = itertools.product((1, 2, 4, 8), (1, 4), (1, 3, 4, 8), tiles, (1, 2), (0, REGISTER_ROUNDS), (True, False))
-    for cluster, clusters, unit_blocks, columns, replicas, in_registers, resident in shapes:
-        names = {"cluster": cluster, "clusters": clusters, "replicas": replicas}
-        names |= {"unit_blocks": unit_blocks, "tile_columns": columns}
+    kinds = [*itertools.product((1, 3, 4, 8), (False,), (0, REGISTER_ROUNDS))]
+    if element_bytes == 2 and limits.arch == WARP_GROUP_ARCH:
+        kinds += itertools.product(WARP_GROUP_UNIT_BLOCKS, (True,), (0, WARP_GROUP_REGISTER_ROUNDS))
+    shapes = itertools.product(CLUSTER_SIZES, (1, several), kinds, tiles, (1, 2), (True, False))
+    for cluster, clusters, (unit_blocks, warp_groups, in_registers), columns, replicas, resident in shapes:
+        names = {"cluster": cluster, "clusters": clusters, "replicas": replicas, "unit_blocks": unit_blocks}
+        names |= {"tile_columns": columns, "warp_groups": warp_groups}
+        if clusters * replicas > limits.active_clusters[CLUSTER_SIZES.index(cluster)]:
+            continue
         g = geometry(hidden, batch, element_bytes, **names, backward=backward)
-        if in_registers and (g.passes > 1 or g.rounds < REGISTER_ROUNDS or limits.arch != REGISTER_ARCH):
+        if in_registers and (g.passes > 1 or g.rounds < in_registers or limits.arch != REGISTER_ARCH):
             continue
         if in_registers and element_bytes != REGISTER_ELEMENT_BYTES:
             continue
-        kept = (g.rounds - in_registers) if resident else (g.rounds - in_registers) // 3
-        rest = (in_registers, kept, min(2, g.rounds), 3, 0 if resident else 2, resident)
-        candidate = Plan(*names.values(), *rest)
-        if cluster > 1 and limits.arch < 90:
-            continue
+        candidate = Plan(
+            **names,
+            register_rounds=in_registers,
+            resident_rounds=(g.rounds - in_registers) if resident else (g.rounds - in_registers) // 3,
+            hidden_stage_rounds=min(2, g.rounds),
+            hidden_stages=3,
+            weight_stages=0 if resident else 2,
+            cells_in_shared=resident,
+        )
         if shared_bytes(candidate, hidden, batch, element_bytes, backward=backward) <= limits.shared_bytes:
             found.append(candidate)
     return found
@@ -104,12 +120,15 @@ def force(monkeypatch, chosen: Plan, backward: bool) -> None:
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def test_every_way_to_divide_the_work(dtype, backward, monkeypatch):
-    case = Case(steps=4, batch=43, hidden_size=203, input_size=5, peephole=True, dtype=dtype)
+@pytest.mark.parametrize(("hidden", "clusters"), [(203, 4), (520, 17)])
+def test_every_way_to_divide_the_work(hidden, clusters, dtype, backward, monkeypatch):
+    case = Case(steps=4, batch=43, hidden_size=hidden, input_size=5, peephole=True, dtype=dtype)
     limits = backend.target_of(torch.device("cuda", torch.cuda.current_device())).limits
-    ways = plans(203, 43, dtype.itemsize, limits, backward)
-    assert len(ways) > 20
-    assert any(way.register_rounds for way in ways) == (dtype != torch.float32 and limits.arch == REGISTER_ARCH)
+    ways = plans(hidden, 43, dtype.itemsize, limits, backward, clusters)
+    assert len(ways) > 10 or limits.arch < 90  # others have neither clusters nor as much shared memory
+    narrow = dtype != torch.float32
+    assert any(way.register_rounds for way in ways) == (narrow and limits.arch == REGISTER_ARCH)
+    assert any(way.warp_groups for way in ways) == (narrow and limits.arch == WARP_GROUP_ARCH)
     for chosen in ways:
         force(monkeypatch, chosen, backward)
         agree(case, backward=backward)

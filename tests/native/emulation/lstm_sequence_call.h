@@ -32,7 +32,7 @@ inline Arguments parse(int count, char** words) {
               {"chunk", 0},           {"seed", 0},
               {"dtype", 2},           {"tf32", 0},
               {"repeat", 0},          {"all_cells", 0},
-              {"max_polls", 0}};
+              {"max_polls", 0},       {"warp_groups", 0}};
   const std::map<std::string, int64_t> dtypes{{"fp32", 0}, {"bf16", 2}, {"fp16", 3}};
   for (int i = 1; i < count; ++i) {
     const std::string word = words[i];
@@ -95,6 +95,7 @@ inline LstmSequencePlan plan_of(Arguments& a) {
   plan.hidden_stages = static_cast<int>(a["hidden_stages"]);
   plan.weight_stages = static_cast<int>(a["weight_stages"]);
   plan.cells_in_shared = a["cells_in_shared"] != 0;
+  plan.warp_groups = a["warp_groups"] != 0;
   return plan;
 }
 

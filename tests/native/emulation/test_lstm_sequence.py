@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-REGISTER_ROUNDS = 6  # csrc/cuda/recurrence_geometry.h
+REGISTER_ROUNDS, GROUP_REGISTER_ROUNDS = 6, 16  # csrc/cuda/recurrence_geometry.h
 DIRECTIONS = {"forward": "lstm_sequence_check", "backward": "lstm_sequence_bwd_check"}
 OPTIONS = {
     "ASAN_OPTIONS": "detect_stack_use_after_return=0",
@@ -84,6 +84,45 @@ IN_REGISTERS = {
     },
     "in two groups": {"hidden": 203, "clusters": 4, "register_rounds": REGISTER_ROUNDS, "groups": 2, "reverse": 1},
 }
+# Four warps together; backward, K is four times as long.
+WARP_GROUPS = {
+    "one of everything": {"steps": 1, "batch": 1, "hidden": 1, "unit_blocks": 2},
+    "two groups along M": {"hidden": 130, "clusters": 5, "unit_blocks": 4, "batch": 9, "tile_columns": 16},
+    "two groups along K": {"hidden": 203, "clusters": 13, "unit_blocks": 2, "resident_rounds": 2, "batch": 13},
+    "half a group without units": {"hidden": 70, "clusters": 9, "unit_blocks": 2, "resident_rounds": 1},
+    "several passes": {"hidden": 130, "clusters": 2, "unit_blocks": 2, "resident_rounds": 1, "tile_columns": 24},
+    "long stages": {"hidden": 200, "clusters": 7, "unit_blocks": 4, "hidden_stage_rounds": 3, "hidden_stages": 3},
+    "replicas, groups, backwards": {
+        "hidden": 72,
+        "clusters": 3,
+        "unit_blocks": 4,
+        "batch": 43,
+        "replicas": 2,
+        "groups": 2,
+        "reverse": 2,
+        "ragged": 1,
+        "tile_columns": 48,
+        "cells_in_shared": 0,
+    },
+    "chunks": {"steps": 7, "chunk": 3, "ragged": 1, "clusters": 2, "unit_blocks": 4},
+    "pairs": {"cluster": 2, "clusters": 5, "hidden": 130, "unit_blocks": 4, "resident_rounds": 2},
+    "a rank without a slice of K": {"cluster": 4, "unit_blocks": 4, "hidden": 33, "clusters": 2, "batch": 17},
+    "a rank that finalises nothing": {"cluster": 4, "unit_blocks": 2, "hidden": 50, "clusters": 4},
+    "eights": {"cluster": 8, "clusters": 5, "hidden": 264, "unit_blocks": 4, "steps": 2},
+    "registers, shared memory and streamed": {
+        "hidden": 700,
+        "clusters": 22,
+        "unit_blocks": 4,
+        "register_rounds": GROUP_REGISTER_ROUNDS,
+        "resident_rounds": 2,
+        "hidden_stage_rounds": 2,
+        "weight_stages": 3,
+        "batch": 41,
+        "tile_columns": 24,
+        "steps": 2,
+    },
+    "all in registers": {"hidden": 512, "clusters": 16, "unit_blocks": 4, "register_rounds": GROUP_REGISTER_ROUNDS},
+}
 
 
 BACKWARD = {
@@ -95,14 +134,25 @@ BACKWARD = {
 }
 
 
+# Backward, weights of warp groups stay in registers even where there are few units.
+FEW_BLOCKS = {"hidden": 150, "clusters": 2, "unit_blocks": 4, "warp_groups": 1, "batch": 11, "ragged": 1}
+FEW_BLOCKS |= {"register_rounds": GROUP_REGISTER_ROUNDS, "resident_rounds": 1, "hidden_stage_rounds": 3}
+
+
 def calls_of(direction: str, arch: int, dtype: str) -> list[dict[str, object]]:
     calls = dict(NAMED) | (BACKWARD if direction == "backward" else {}) | (CLUSTERS if arch == 90 else {})
     if arch == 90 and dtype in ("bf16", "fp16"):
-        calls |= IN_REGISTERS
+        calls |= IN_REGISTERS | {
+            f"warp groups: {name}": call | {"warp_groups": 1} for name, call in WARP_GROUPS.items()
+        }
     if direction == "backward":  # its units lie in blocks of 32, and in parts it runs only with its state outside
         for name, call in calls.items():
             if call.get("chunk"):
                 calls[name] = call | {"cells_in_shared": 0}
+            if call.get("warp_groups"):
+                calls[name] |= {"clusters": math.ceil(call.get("clusters", 1) / 4)}
+        if arch == 90 and dtype in ("bf16", "fp16"):
+            calls |= {"warp groups: few blocks": FEW_BLOCKS}
     return list(calls.values())
 
 
@@ -129,6 +179,7 @@ def draw(random: random.Random, direction: str, arch: int) -> dict[str, object]:
             "steps": random.choice([1, 2, 3, 5]),
             "cluster": 1 if arch == 80 else random.choice([1, 2, 4, 8] if of_unit == 4 else [1, 2, 4]),
             "clusters": random.randint(1, 4),
+            "warp_groups": int(size == 2 and arch == 90 and random.random() < 0.5),
             "unit_blocks": random.randint(1, 8),
             "tile_columns": 8 * random.randint(1, 4 if size == 4 else 6),
             "replicas": random.choice([1, 1, 2, 3]),
@@ -143,18 +194,21 @@ def draw(random: random.Random, direction: str, arch: int) -> dict[str, object]:
             "repeat": 1,
         }
         call |= {name: random.randint(0, 1) for name in ("cells_in_shared", "input", "peephole", "save", "ragged")}
+        if call["warp_groups"]:
+            call["unit_blocks"] = random.choice([2, 4])
+        k_warps = (4 if call["warp_groups"] else 8) // call["unit_blocks"]
         pairs = math.ceil(of_unit * call["hidden"] / (64 // size * call["cluster"]))
-        rounds = math.ceil(pairs / (8 // call["unit_blocks"]))
+        rounds = math.ceil(pairs / k_warps)
         blocks = math.ceil(math.ceil(call["hidden"] / block) / call["clusters"])
         passes = math.ceil(blocks / call["unit_blocks"])
-        if size == 2 and passes == 1 and rounds >= REGISTER_ROUNDS and arch == 90 and random.random() < 0.7:
-            call["register_rounds"] = REGISTER_ROUNDS
-            rounds -= REGISTER_ROUNDS
+        in_registers = GROUP_REGISTER_ROUNDS if call["warp_groups"] else REGISTER_ROUNDS
+        if size == 2 and passes == 1 and rounds >= in_registers and arch == 90 and random.random() < 0.7:
+            call["register_rounds"] = in_registers
+            rounds -= in_registers
         call["resident_rounds"] = random.randint(0, rounds)
         if direction == "backward":
             call |= {"all_cells": random.randint(0, 1)} | ({"chunk": 0} if call["cells_in_shared"] else {})
         # Of a block: the rings and resident weights, roughly; what doesn't fit is refused, and that isn't meant here.
-        k_warps = 8 // call["unit_blocks"]
         ring = call["hidden_stages"] * call["tile_columns"] * call["hidden_stage_rounds"] * k_warps * 64
         weights = (passes * call["resident_rounds"] + call["weight_stages"]) * call["unit_blocks"] * k_warps * 2048
         sums = math.ceil(call["unit_blocks"] / call["cluster"]) * call["tile_columns"] * call["cluster"] * k_warps * 128
@@ -193,6 +247,9 @@ def test_a_wait_for_what_never_comes_ends_in_an_error(program, direction, arch):
         ({"tile_columns": 56}, "no kernel for 56 columns"),
         ({"resident_rounds": 60}, "more rounds are held than there are"),
         ({"register_rounds": 2}, "register_rounds must be 0, or 6"),
+        ({"register_rounds": 6, "warp_groups": 1, "unit_blocks": 2}, "register_rounds must be 0, or 16"),
+        ({"warp_groups": 1, "unit_blocks": 8}, "unit_blocks of warp_groups: 2 or 4"),
+        ({"warp_groups": 1, "unit_blocks": 2, "dtype": "fp32"}, "warp_groups multiply operands of 2 bytes"),
         ({"hidden_stages": 1}, "needs two stages"),
         ({"weight_stages": 1}, "streamed weights need two stages"),
         ({"clusters": 2000}, "clusters that must be resident at once: 2000, limit"),

@@ -1,7 +1,7 @@
 """The emulated CUDA primitives, each by itself, and the faults that the emulation must find.
 
 The cases are functions in the C++ files beside this one; the program `primitives_check` runs them by name. Names that
-begin with `wrong_` or `race_` plant a fault: see planted_faults.cpp.
+begin with `wrong_` or `race_` plant a fault: see planted_faults.cpp and warp_groups.cpp.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def test_under_thread_sanitizer(emulation, arch):
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("race_", "wrong_order_"))])
 def test_thread_sanitizer_finds(emulation, name, arch):
+    if arch == 80 and "products" in name:
+        pytest.skip("that chip has no warp groups")
     done = run(emulation("primitives_check", arch, "thread"), name)
     assert done.returncode == 66, done.stdout + done.stderr
     assert "data race" in done.stderr
-    assert "planted_faults.cpp" in done.stderr
+    assert "planted_faults.cpp" in done.stderr or "warp_groups.cpp" in done.stderr
