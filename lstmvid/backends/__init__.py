@@ -74,6 +74,22 @@ def unavailable(name: str, request: Request, arch: int | None = None) -> str | N
     return "it has no projections (proj_size)" if request.proj_size else None
 
 
+def _is_faster_on_cpu(request: Request) -> bool:
+    """Whether the backend cpu trains faster than oneDNN, as measured with one and two threads (docs/performance.md).
+
+    It does where products are large, by most where frames are; small calls are bound by what a call costs. With or
+    without gradients it is the same backend, and so the same bits.
+    """
+    if request.input_size is None or request.dtype not in (_torch.float32, _torch.bfloat16):
+        return True
+    if _torch.compiler.is_compiling():
+        return True  # one operator in the graph, for any steps and batch
+    has_wide_input = request.input_size >= max(1024, 4 * request.hidden_size)
+    if has_wide_input or request.hidden_size >= 512:
+        return True
+    return request.dtype == _torch.bfloat16 and request.steps >= 64 and request.batch <= 32
+
+
 def preference(request: Request, arch: int | None = None) -> tuple[str, ...]:
     """What `"auto"` tries, fastest first as measured for this shape, device and dtype (docs/performance.md)."""
     if request.transformed and not request.proj_size:
@@ -83,7 +99,7 @@ def preference(request: Request, arch: int | None = None) -> tuple[str, ...]:
     if request.device == "cpu" and request.dtype == _torch.float16:
         return ("cpu", "reference", "torch")  # torch's own loop over steps is slower, and oneDNN refuses autocast's
     if request.device == "cpu":
-        return ("cpu", "torch", "reference")
+        return ("cpu", "torch", "reference") if _is_faster_on_cpu(request) else ("torch", "cpu", "reference")
     if request.device == "meta":
         return ("reference",)  # nothing runs: any operator gives the shapes
     proven = _PROVEN_ARCHITECTURES and (cuda.architecture() if arch is None else arch) in _PROVEN_ARCHITECTURES
