@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from .plan import ELEMENT_BYTES, DeviceLimits, Plan, plan, product_time, weight_shares
 from .wavefront import LAUNCH, wavefront
-from .windows import CHECKPOINT_STEPS, even_windows
+from .windows import MIN_STEPS, even_windows
 
-CHUNK = CHECKPOINT_STEPS["cuda"]
+CHUNK = MIN_STEPS["cuda"]  # steps between checkpoints
 
 
 class Estimate(NamedTuple):
@@ -82,7 +82,7 @@ def kept_bytes(request) -> int:
     sequence = request.groups * request.steps * request.batch * request.hidden_size
     lower = (layers - 1) * sequence * size
     if request.recompute == "gates":
-        checkpoints = -(-request.steps // CHECKPOINT_STEPS.get(request.device, CHUNK))
+        checkpoints = -(-request.steps // MIN_STEPS.get(request.device, CHUNK))
         return lower + layers * sequence // request.steps * checkpoints * state_size
     return lower + layers * sequence * (4 * size + state_size)
 
@@ -108,7 +108,7 @@ def _launches(request, *, backward: bool, save: bool, side_by_side: int) -> int:
     for width in _widths(request):
         if width and not save and not backward:
             step_bytes = side_by_side * request.batch * 4 * request.hidden_size * ELEMENT_BYTES[request.dtype]
-            total += groups * len(even_windows(request.steps, step_bytes))
+            total += groups * len(even_windows(request.steps, step_bytes, "cuda"))
         else:
             total += groups
     return total

@@ -7,11 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# A launch loads the weights that it keeps on the chip once more, so that a window shouldn't be short.
-MIN_STEPS = 256
-WINDOW_BYTES = 64 << 20  # of projections; more steps than MIN_STEPS only within it
-# Steps whose gates are computed again at a time, by device type. On a CPU weights are packed within a few steps' time.
-CHECKPOINT_STEPS = {"cpu": 64, "cuda": MIN_STEPS}
+# By device type: what a window costs besides its steps shouldn't count. A launch on a GPU loads the weights that it
+# keeps on the chip once more; a CPU packs them in a few steps' time, and memory used again stays in its caches.
+MIN_STEPS = {"cuda": 256, "cpu": 64}
+WINDOW_BYTES = {"cuda": 64 << 20, "cpu": 8 << 20}  # of projections; more steps than MIN_STEPS only within it
 
 
 class Window(NamedTuple):
@@ -30,9 +29,9 @@ def windows(steps: int, length: int) -> list[Window]:
     return [Window(first, min(first + length, steps)) for first in range(0, steps, max(length, 1))]
 
 
-def even_windows(steps: int, step_bytes: int) -> list[Window]:
+def even_windows(steps: int, step_bytes: int, device: str) -> list[Window]:
     """All steps in windows of about one length, whose projections of `step_bytes` each take bounded memory."""
-    count = -(-steps // max(MIN_STEPS, WINDOW_BYTES // max(step_bytes, 1)))
+    count = -(-steps // max(MIN_STEPS[device], WINDOW_BYTES[device] // max(step_bytes, 1)))
     return windows(steps, -(-steps // max(count, 1)))
 
 

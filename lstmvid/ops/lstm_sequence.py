@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .. import backends
 from ..backends import Request, reference
-from ..backends.windows import CHECKPOINT_STEPS, MIN_STEPS
+from ..backends.windows import MIN_STEPS
 
 _FORWARD, _BACKWARD = "lstmvid::lstm_sequence", "lstmvid::lstm_sequence_bwd"
 
@@ -296,7 +296,7 @@ def lstm_sequence(
         return LSTMResult(result[0], result[1], result[2].to(cell_dtype), None)
     arguments = (frames, h_0, c_0.to(state_dtype(h_0.dtype)), flat, lengths, steps)
     arguments += (first.bias_ih is not None, first.peephole is not None, reverse)
-    chunk = chunk or CHECKPOINT_STEPS.get(device, MIN_STEPS)
+    chunk = chunk or MIN_STEPS.get(device, MIN_STEPS["cuda"])
     if request.transformed or request.traced:
         # As plain torch code, which they see through; nothing is saved for a backward of ours.
         output, h_n, c_n, _, cells, _ = reference.forward(*arguments, False, all_cells, False, chunk)

@@ -154,8 +154,8 @@ def test_windows_of_time_change_nothing(name, monkeypatch):
     """But for the order in which the library's products add up, which depends on their sizes."""
     case = Case(dtype=torch.float64, **CASES[name])
     whole = run(case, "cpu", backward=False).values
-    monkeypatch.setattr(windows, "MIN_STEPS", 2)
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 0)
+    monkeypatch.setitem(windows.MIN_STEPS, "cpu", 2)
+    monkeypatch.setitem(windows.WINDOW_BYTES, "cpu", 0)
     for key, value in run(case, "cpu", backward=False).values.items():
         torch.testing.assert_close(value, whole[key], rtol=0, atol=1e-14)
 

@@ -1,8 +1,8 @@
 """`lstm_sequence` on the CPU: allocates, projects the inputs, calls the recurrent kernel a layer at a time.
 
-What isn't kept for backward is projected in windows of time, so that memory doesn't grow with the unroll. Where gates
-aren't kept, backward too runs in windows, last one first: their pre-activations come from dense products over the
-hidden states that are there, gates and cells from the kernel's own arithmetic, and both are forgotten with the window.
+Both directions run in windows of time, backward the last one first, so that what isn't kept stays small. Where gates
+aren't kept, their pre-activations come from dense products over the hidden states that are there, gates and cells from
+the kernel's own arithmetic, and both are forgotten with the window.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ def unavailable(request) -> str | None:
 def _lengths_in(lengths: Tensor | None, time: slice) -> Tensor | None:
     """Steps of each sequence in a stretch of time."""
     return None if lengths is None else (lengths - time.start).clamp(0, time.stop - time.start)
+
+
+def _windows(h_0: Tensor, steps: int) -> list[Window]:
+    return even_windows(steps, h_0.size(-2) * 4 * h_0.size(-1) * h_0.element_size(), "cpu")
 
 
 class _Layer(NamedTuple):
@@ -114,7 +118,7 @@ def forward(
     layers = layer_weights(weights, bool(inputs), num_layers, bias, peephole)
     keep_gates, keep_cells = save and not recompute, all_cells or (save and not recompute)
     checkpoints = save and not keep_cells
-    parts = windows(steps, chunk) if checkpoints else even_windows(steps, batch * 4 * size * h_0.element_size())
+    parts = windows(steps, chunk) if checkpoints else _windows(h_0, steps)
     output = _native.empty([groups, steps, batch, size], h_0.dtype)
     h_n, c_n = torch.empty_like(h_0), torch.empty_like(c_0)
     hidden = _native.empty([groups, num_layers - 1 if save else 0, steps, batch, size], h_0.dtype)
@@ -290,7 +294,7 @@ def backward(
     )
     if batch == 0 or steps == 0:
         return gradients_of_nothing(h_0, c_0, inputs, weights, grad_h_n, grad_c_n, need_inputs, need_weights)
-    parts = windows(steps, chunk if recompute else steps)
+    parts = windows(steps, chunk) if recompute else _windows(h_0, steps)
     layers = layer_weights(weights, bool(inputs), num_layers, bias, peephole)
     totals = Totals(len(layers), len(parts) > 1, c_0.dtype)
     grad_h_0, grad_c_0 = torch.empty_like(h_0), torch.empty_like(c_0)

@@ -45,7 +45,7 @@ def _windows(layer: _Layer, chunk: int) -> list[Window]:
         return windows(steps, chunk)
     if not layer.inputs or layer.gates is not None:  # gates that are kept take the whole projection's memory anyway
         return windows(steps, steps)
-    return even_windows(steps, len(layer.weights) * batch * 4 * size * layer.output.element_size())
+    return even_windows(steps, len(layer.weights) * batch * 4 * size * layer.output.element_size(), "cuda")
 
 
 def _run(layer: _Layer, parts: list[Window], lengths: Tensor | None, how: How) -> None:

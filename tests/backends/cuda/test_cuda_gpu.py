@@ -172,8 +172,8 @@ def test_the_same_gradients_every_time(options):
 def test_time_chunks_change_no_bit(groups, monkeypatch):
     lstm, x = layer(**groups), torch.randn(61, 9, 24, device="cuda")
     expected = lstm(x)
-    monkeypatch.setattr(windows, "MIN_STEPS", 7)
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 0)
+    monkeypatch.setitem(windows.MIN_STEPS, "cuda", 7)
+    monkeypatch.setitem(windows.WINDOW_BYTES, "cuda", 0)
     actual = lstm(x)
     assert torch.equal(actual[0], expected[0])
     assert all(torch.equal(a, b) for a, b in zip(actual[1], expected[1], strict=True))

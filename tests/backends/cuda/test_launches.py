@@ -164,8 +164,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_the_reference(name, side_by_side, chunk, save, stand_in, monkeypatch):
     case = Case(**CASES[name])
-    monkeypatch.setattr(windows, "MIN_STEPS", chunk)
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 0)
+    monkeypatch.setitem(windows.MIN_STEPS, "cuda", chunk)
+    monkeypatch.setitem(windows.WINDOW_BYTES, "cuda", 0)
     chosen = plan(case.hidden_size, case.batch, torch.float32, DEVICES["H100"])
     force(chosen, min(side_by_side, case.groups), monkeypatch)
     given = arguments(case, save)
@@ -212,7 +212,7 @@ def test_gradients_agree_with_the_reference(name, side_by_side, seeds, stand_in,
 def test_time_chunks(stand_in, monkeypatch):
     """The projection never exists for all steps, unless the gates are kept."""
     case = Case(steps=1000, batch=2, input_size=3, hidden_size=4)
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 0)
+    monkeypatch.setitem(windows.WINDOW_BYTES, "cuda", 0)
     torch.ops.lstmvid.lstm_sequence(*arguments(case, False), "cuda")
     assert [(call["first_step"], call["end_step"]) for call in stand_in.calls] == [
         (0, 250),

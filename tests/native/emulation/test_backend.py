@@ -73,8 +73,8 @@ def test_recomputing_keeps_no_gates():
 def test_time_chunks_change_no_bit(monkeypatch, options):
     lstm, x = lstmvid.LSTM(24, 72, 2, **options, backend="cuda"), torch.randn(11, 9, 24)
     expected = lstm(x)
-    monkeypatch.setattr(windows, "MIN_STEPS", 3)
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 0)
+    monkeypatch.setitem(windows.MIN_STEPS, "cuda", 3)
+    monkeypatch.setitem(windows.WINDOW_BYTES, "cuda", 0)
     actual = lstm(x)
     assert torch.equal(actual[0], expected[0])
     assert all(torch.equal(a, b) for a, b in zip(actual[1], expected[1], strict=True))
