@@ -48,6 +48,11 @@ def _active_clusters(arch: int, multiprocessors: int) -> tuple[int, int, int, in
     return multiprocessors, multiprocessors // 2, multiprocessors * 30 // 132, multiprocessors * 15 // 132
 
 
+def too_old(arch: int) -> str:
+    """Why kernels of ours can't run on an NVIDIA GPU of that architecture; empty if they can."""
+    return f"it needs compute capability 8.0, this GPU has {arch / 10}" if arch < 80 else ""
+
+
 def limits_from(device: dict) -> DeviceLimits:
     """From what `_native.cuda_device_limits` has read, and `active_clusters` beside it."""
     arch, multiprocessors = device["compute_capability"], device["multiprocessors"]

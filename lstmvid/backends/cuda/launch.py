@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ... import _native
-from ..plan import CLUSTER_SIZES, ELEMENT_BYTES, DeviceLimits, limits_from
+from ..plan import CLUSTER_SIZES, ELEMENT_BYTES, DeviceLimits, limits_from, too_old
 
 
 class Target(NamedTuple):
@@ -49,7 +49,7 @@ def architecture() -> int:
 
 @lru_cache
 def _why_not_on(ordinal: int) -> str:
-    if reason := _needs(_native.cuda_device_limits(ordinal)["compute_capability"]):
+    if reason := too_old(_native.cuda_device_limits(ordinal)["compute_capability"]):
         return reason
     try:
         limits_of(ordinal)
@@ -80,14 +80,10 @@ def unavailable(request) -> str | None:
 
 def unavailable_on(arch: int, request) -> str | None:
     """The same for a GPU of that architecture (10 * major + minor), which needn't be here."""
-    return _needs(arch) or _why_not(request)
+    return too_old(arch) or _why_not(request)
 
 
 def _why_not(request) -> str | None:
     if request.dtype not in ELEMENT_BYTES:
         return f"it computes in float32, bfloat16 and float16, got {request.dtype}"
     return "it has no projections (proj_size)" if request.proj_size else None
-
-
-def _needs(arch: int) -> str:
-    return f"it needs compute capability 8.0, this GPU has {arch / 10}" if arch < 80 else ""

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-from ..plan import DEVICES, DeviceLimits, limits_from
+from ..plan import DEVICES, DeviceLimits, limits_from, too_old
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -42,11 +42,7 @@ def _why_not_here() -> str:
     if not torch.cuda.is_available():
         return "torch sees no GPU"
     major, minor = torch.cuda.get_device_capability()
-    return "" if is_amd() else _needs(10 * major + minor)
-
-
-def _needs(arch: int) -> str:
-    return f"it needs compute capability 8.0, this GPU has {arch / 10}" if arch < 80 else ""
+    return "" if is_amd() else too_old(10 * major + minor)
 
 
 def unavailable(request) -> str | None:
@@ -65,7 +61,7 @@ def unavailable(request) -> str | None:
 
 def unavailable_on(arch: int, request) -> str | None:
     """The same for an NVIDIA GPU of that architecture (10 * major + minor), which needn't be here."""
-    return why_missing() or _needs(arch) or _why_not(request)
+    return why_missing() or too_old(arch) or _why_not(request)
 
 
 def _why_not(request) -> str | None:
