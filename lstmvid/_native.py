@@ -61,11 +61,16 @@ def _lstm_sequence_cpu_workspace(direction: str, hidden: int, batch: int, dtype:
     return query(**absent | sizes | {"weight_hh": int(has_weights), "workspace": 0})
 
 
+# The tensors in either direction's arguments.
 _CPU_TENSORS = {
-    "fwd": ("projection", "bias", "weight_hh", "peephole", "h_0", "c_0", "lengths", "output", "h_n", "c_n", "cells")
-    + ("gates",),
-    "bwd": ("weight_hh", "peephole", "c_0", "cells", "gates", "lengths", "grad_output", "grad_h_n", "grad_c_n")
-    + ("grad_cells", "grad_gates", "grad_h_0", "grad_c_0", "grad_peephole"),
+    "fwd": (
+        *("projection", "bias", "weight_hh", "peephole", "h_0", "c_0", "lengths"),
+        *("output", "h_n", "c_n", "cells", "gates"),
+    ),
+    "bwd": (
+        *("weight_hh", "peephole", "c_0", "cells", "gates", "lengths", "grad_output", "grad_h_n", "grad_c_n"),
+        *("grad_cells", "grad_gates", "grad_h_0", "grad_c_0", "grad_peephole"),
+    ),
 }
 
 
