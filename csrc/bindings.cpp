@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <vector>
 
 #ifndef LSTMVID_EMULATED
 #define LSTMVID_EMULATED 0
@@ -14,12 +15,12 @@
 #include "lstmvid/dtype.h"
 #if !LSTMVID_EMULATED
 #include "cpu/memory.h"
+#include "lstmvid/closed_loop.h"
 #include "lstmvid/lstm_sequence.h"
 #endif
 #if LSTMVID_WITH_CUDA || LSTMVID_EMULATED
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "lstmvid/lstm_sequence_cuda.h"
 #endif
@@ -57,7 +58,7 @@ Parameters common(const py::dict& arguments) {
   return p;
 }
 
-lstmvid::LstmSequenceFwd forward_parameters(const py::kwargs& arguments) {
+lstmvid::LstmSequenceFwd forward_parameters(const py::dict& arguments) {
   auto p = common<lstmvid::LstmSequenceFwd>(arguments);
   p.projection = pointer<const void>(arguments, "projection");
   p.bias = pointer<const void>(arguments, "bias");
@@ -70,7 +71,7 @@ lstmvid::LstmSequenceFwd forward_parameters(const py::kwargs& arguments) {
   return p;
 }
 
-lstmvid::LstmSequenceBwd backward_parameters(const py::kwargs& arguments) {
+lstmvid::LstmSequenceBwd backward_parameters(const py::dict& arguments) {
   auto p = common<lstmvid::LstmSequenceBwd>(arguments);
   p.cells = pointer<const void>(arguments, "cells");
   p.gates = pointer<const void>(arguments, "gates");
@@ -84,6 +85,47 @@ lstmvid::LstmSequenceBwd backward_parameters(const py::kwargs& arguments) {
   p.grad_peephole = pointer<void>(arguments, "grad_peephole");
   return p;
 }
+
+// A closed loop's call, and what its parameters point to.
+template <class Parameters, class Layer>
+struct ClosedLoopCall {
+  std::vector<Layer> layers;
+  std::vector<const void*> weight_ih;
+  Parameters p{};
+
+  template <class Take>
+  ClosedLoopCall(const py::dict& arguments, const Take& take) {
+    for (const py::handle& layer : arguments["layers"]) layers.push_back(take(layer.cast<py::dict>()));
+    for (const py::handle& weight : arguments["weight_ih"]) {
+      weight_ih.push_back(reinterpret_cast<const void*>(weight.cast<uintptr_t>()));
+    }
+    p.layers = layers.data();
+    p.weight_ih = weight_ih.data();
+    p.num_layers = static_cast<int64_t>(layers.size());
+    p.frame = arguments["frame"].cast<int64_t>();
+    p.link = static_cast<lstmvid::Link>(arguments["link"].cast<int>());
+    p.head_weight = pointer<const void>(arguments, "head_weight");
+    p.own = pointer<const uint8_t>(arguments, "own");
+    p.workspace = pointer<void>(arguments, "workspace");
+  }
+};
+
+struct ClosedLoopForward : ClosedLoopCall<lstmvid::ClosedLoopFwd, lstmvid::LstmSequenceFwd> {
+  explicit ClosedLoopForward(const py::dict& arguments) : ClosedLoopCall(arguments, &forward_parameters) {
+    p.head_bias = pointer<const void>(arguments, "head_bias");
+    p.first = pointer<const void>(arguments, "first");
+    p.truth = pointer<const void>(arguments, "truth");
+    p.z = pointer<void>(arguments, "z");
+  }
+};
+
+struct ClosedLoopBackward : ClosedLoopCall<lstmvid::ClosedLoopBwd, lstmvid::LstmSequenceBwd> {
+  explicit ClosedLoopBackward(const py::dict& arguments) : ClosedLoopCall(arguments, &backward_parameters) {
+    p.z = pointer<const void>(arguments, "z");
+    p.grad_z = pointer<const void>(arguments, "grad_z");
+    p.grad_frames = pointer<void>(arguments, "grad_frames");
+  }
+};
 
 template <class Parameters>
 void run_released(void (*kernel)(const Parameters&), const Parameters& p) {
@@ -107,6 +149,18 @@ void define_cpu(py::module_& module) {
   });
   module.def("lstm_sequence_bwd_cpu", [](const py::kwargs& arguments) {
     run_released(&lstmvid::lstm_sequence_bwd_cpu, backward_parameters(arguments));
+  });
+  module.def("closed_loop_fwd_workspace", [](const py::kwargs& arguments) {
+    return lstmvid::closed_loop_fwd_workspace(ClosedLoopForward(arguments).p);
+  });
+  module.def("closed_loop_bwd_workspace", [](const py::kwargs& arguments) {
+    return lstmvid::closed_loop_bwd_workspace(ClosedLoopBackward(arguments).p);
+  });
+  module.def("closed_loop_fwd_cpu", [](const py::kwargs& arguments) {
+    run_released(&lstmvid::closed_loop_fwd_cpu, ClosedLoopForward(arguments).p);
+  });
+  module.def("closed_loop_bwd_cpu", [](const py::kwargs& arguments) {
+    run_released(&lstmvid::closed_loop_bwd_cpu, ClosedLoopBackward(arguments).p);
   });
 }
 #endif  // !LSTMVID_EMULATED

@@ -87,6 +87,25 @@ def lstm_sequence_cpu(direction: str, **named) -> None:
     getattr(_C, f"lstm_sequence_{direction}_cpu")(**arguments)
 
 
+LINKS = ("identity", "sigmoid", "rectifier")  # as csrc/include/lstmvid/closed_loop.h numbers them
+
+
+def closed_loop_cpu(direction: str, *, layers: list[dict], weight_ih: list[Tensor], link: str, **named) -> None:
+    """All steps of a decoder on its own output, `"fwd"` or `"bwd"`; arguments as in
+    csrc/include/lstmvid/closed_loop.h, each layer's as in lstm_sequence.h.
+
+    Tensors must be contiguous and of the right dtype and shape: that is the caller's promise.
+    """
+    threads = {"threads": torch.get_num_threads(), "workspace": 0}
+    arguments = _arguments(named) | {"link": LINKS.index(link), "workspace": 0}
+    arguments["layers"] = [_arguments(layer) | threads for layer in layers]
+    arguments["weight_ih"] = [weight.data_ptr() for weight in weight_ih]
+    size = getattr(_C, f"closed_loop_{direction}_workspace")(**arguments)
+    workspace = empty([size + 64], torch.uint8)
+    arguments["workspace"] = (workspace.data_ptr() + 63) // 64 * 64
+    getattr(_C, f"closed_loop_{direction}_cpu")(**arguments)
+
+
 def group_addresses(tensor: Tensor | None, groups: int, skipped: Sequence[int] | None = None) -> list[int]:
     """Where each group's part of a tensor [G, ...] begins, each part contiguous; zeros for none.
 

@@ -6,13 +6,15 @@ error of plain torch code in the same dtype plus a floor. Both stand here, once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .backends import reference
-from .ops import LayerWeights, lstm_sequence
+from .backends.reference import closed_loop as closed_loop_definition
+from .ops import LayerWeights, closed_loop, lstm_sequence
 
 # Of the largest magnitude in the expected tensor: some units in the last place of each dtype, for the cases in which
 # plain torch happens to be exact.
@@ -68,14 +70,19 @@ class Case:
         return replace(self, dtype=dtype)
 
 
-def _draw(case: Case) -> dict[str, list[Tensor]]:
+def _drawing(case: Case | LoopCase) -> Callable[..., Tensor]:
+    """draw(*shape, by=1.0): values of the case's seed, in float64 but exact in its dtype."""
     generator = torch.Generator().manual_seed(case.seed)
-    scale = case.hidden_size**-0.5
 
     def draw(*shape: int, by: float = 1.0) -> Tensor:
         values = torch.randn(shape, generator=generator, dtype=torch.float64) * by
         return values.to(case.dtype).double()
 
+    return draw
+
+
+def _draw(case: Case) -> dict[str, list[Tensor]]:
+    draw, scale = _drawing(case), case.hidden_size**-0.5
     g, n, t, b, h = case.groups, case.num_layers, case.steps, case.batch, case.hidden_size
     inputs, weights = [], []
     if case.input_size is not None:
@@ -91,6 +98,54 @@ def _draw(case: Case) -> dict[str, list[Tensor]]:
         "state": [draw(g, n, b, h, by=0.5), draw(g, n, b, h, by=0.5)],
         "weights": weights,
         "seeds": [draw(g, t, b, h), draw(g, n, b, h), draw(g, n, b, h), draw(g, n, t, b, h)],
+    }
+
+
+@dataclass
+class LoopCase:
+    """One call of `closed_loop`: sizes and options as there, and the tensors, in float64 but exact in `dtype`.
+
+    `mixed`: some of the frames are true ones; `first`: the first step sees a frame.
+    """
+
+    steps: int = 5
+    batch: int = 3
+    frame_size: int = 7
+    hidden_size: int = 6
+    num_layers: int = 1
+    bias: bool = True
+    peephole: bool = False
+    mixed: bool = False
+    first: bool = False
+    link: str = "sigmoid"
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    tensors: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.tensors:
+            self.tensors = _draw_loop(self)
+
+    def with_dtype(self, dtype: torch.dtype) -> LoopCase:
+        """As `Case.with_dtype`."""
+        return replace(self, dtype=dtype)
+
+
+def _draw_loop(case: LoopCase) -> dict[str, list[Tensor]]:
+    draw, n, t, b, d, h = _drawing(case), case.num_layers, case.steps, case.batch, case.frame_size, case.hidden_size
+    weights = []
+    for layer in range(n):
+        shapes = [(4 * h, h if layer else d), (4 * h, h)] + ([(4 * h,)] if case.bias else [])
+        weights += [draw(*shape, by=shape[-1] ** -0.5 if len(shape) > 1 else 0.5) for shape in shapes]
+        weights += [draw(3 * h, by=0.3)] if case.peephole else []
+    return {
+        "first": [draw(b, d)] if case.first else [],
+        "state": [draw(n, b, h, by=0.5), draw(n, b, h, by=0.5)],
+        "weights": weights,
+        "head": [draw(d, h, by=h**-0.5), draw(d, by=0.5)],
+        "truth": [draw(max(t - 1, 0), b, d)] if case.mixed else [],
+        "own": [draw(max(t - 1, 0), b)] if case.mixed else [],
+        "seeds": [draw(t, b, d), draw(n, b, h), draw(n, b, h)],
     }
 
 
@@ -141,6 +196,36 @@ def run(case: Case, backend: str | None, *, backward: bool = True, device: str =
     return Outcome({name: value.detach().double() for name, value in values.items()})
 
 
+def run_loop(case: LoopCase, backend: str | None, *, backward: bool = True, device: str = "cpu") -> Outcome:
+    """As `run`, of a closed loop."""
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.to(device, case.dtype, copy=True).requires_grad_(backward)
+
+    keys = ("first", "state", "weights", "head", "truth")
+    first, (h_0, c_0), weights, head, truth = (list(map(leaf, case.tensors[key])) for key in keys)
+    own = [draws.to(device) > 0 for draws in case.tensors["own"]]
+    frame, true, mask = (tensors[0] if tensors else None for tensors in (first, truth, own))
+    if backend is None:
+        options = (case.steps, case.bias, case.peephole, case.link, False)
+        results = closed_loop_definition.forward(frame, h_0, c_0, weights, *head, true, mask, *options)[:3]
+    else:
+        options = {"steps": case.steps, "link": case.link, "truth": true, "own": mask, "backend": backend}
+        (layers,) = _nested(Case(num_layers=case.num_layers, bias=case.bias, peephole=case.peephole), weights)
+        results = closed_loop(frame, h_0, c_0, layers, *head, **options)
+    values = dict(zip(("z", "h_n", "c_n"), results, strict=True))
+    if backward:
+        seeds = [seed.to(value) for seed, value in zip(case.tensors["seeds"], values.values(), strict=True)]
+        named = {"first": first, "state": [h_0, c_0], "weight": weights, "head": head, "truth": truth}
+        leaves = {f"grad_{name}_{i}": leaf for name, tensors in named.items() for i, leaf in enumerate(tensors)}
+        # In a single step some take no part.
+        gradients = torch.autograd.grad(
+            list(results), list(leaves.values()), seeds, allow_unused=True, materialize_grads=True
+        )
+        values |= dict(zip(leaves, gradients, strict=True))
+    return Outcome({name: value.detach().double() for name, value in values.items()})
+
+
 def _nested(case: Case, weights: list[Tensor]) -> list[list[LayerWeights]]:
     queue = iter(weights)
     layers = []
@@ -162,16 +247,16 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return (actual - expected).abs().max().item() if expected.numel() else 0.0
 
 
-def check(case: Case, backend: str, *, backward: bool = True, device: str = "cpu") -> dict[str, float]:
+def check(case: Case | LoopCase, backend: str, *, backward: bool = True, device: str = "cpu") -> dict[str, float]:
     """Assert that `backend` computes `case` as the module's head demands; returns each result's error over its bound.
 
     Raises:
         AssertionError: names each result that is off, its error and its bound.
     """
-    options = {"backward": backward, "device": device}
-    expected = run(case.with_dtype(torch.float64), None, **options).values
-    plain = run(case, None, **options).values
-    actual = run(case, backend, **options).values
+    options, call = {"backward": backward, "device": device}, run if isinstance(case, Case) else run_loop
+    expected = call(case.with_dtype(torch.float64), None, **options).values
+    plain = call(case, None, **options).values
+    actual = call(case, backend, **options).values
     assert list(actual) == list(expected)
     ratios, wrong = {}, []
     for name, value in expected.items():

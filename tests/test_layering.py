@@ -208,7 +208,7 @@ def plant(root: Path, files: dict[str, str]) -> None:
     sound = {
         "setup.py": "import setuptools\n",
         "csrc/bindings.cpp": "#include <pybind11/pybind11.h>\n",
-        "csrc/cpu/lstm_sequence.cpp": '#include "lstmvid/lstm_sequence.h"\n',
+        "csrc/cpu/instruction_set.cpp": '#include "lstmvid/lstm_sequence.h"\n',
         "lstmvid/__init__.py": "from .nn import LSTM\nfrom .compat.accelerate import accelerate\n",
         "lstmvid/_native.py": "import torch\ntry:\n    from . import _C\nexcept ImportError:\n    _C = None\n",
         "lstmvid/nn/__init__.py": "from .lstm import LSTM\n",
@@ -293,10 +293,10 @@ def test_a_sound_tree_has_no_violations(tmp_path):
         ("lstmvid/misc/__init__.py", "import os"),
         # Headers.
         ("csrc/bindings.cpp", "#include <torch/extension.h>"),
-        ("csrc/cpu/lstm_sequence.cpp", "#include <ATen/ATen.h>"),
+        ("csrc/cpu/instruction_set.cpp", "#include <ATen/ATen.h>"),
         ("csrc/cuda/lstm_sequence_fwd.cu", "  # include <c10/cuda/CUDAStream.h>"),
         ("csrc/include/lstmvid/check.h", '#include "pybind11/pybind11.h"'),
-        ("csrc/cpu/lstm_sequence.cpp", "#include <Python.h>"),
+        ("csrc/cpu/instruction_set.cpp", "#include <Python.h>"),
     ],
 )
 def test_a_planted_fault_is_found(tmp_path, file, line):

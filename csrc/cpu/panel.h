@@ -102,9 +102,10 @@ inline void multiply_rows(int rows, const Operand* a, int64_t lda, const Operand
 }
 
 // a: [rows, K] with row stride lda, zero up to a whole pack; panel: [K, 4V]; acc: [rows, 4V]; rows <= kPanelRows.
+// `add`: to what acc holds already.
 template <class Product, class Operand, class Scalar>
 inline void multiply_panel(const Operand* a, int64_t lda, int64_t rows, const Operand* panel, int64_t depth,
-                           Scalar* acc) {
+                           Scalar* acc, bool add) {
   const int64_t packs = (depth + Product::kPack - 1) / Product::kPack;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   for (int64_t k = 0; k < packs; k += kDepth) {
@@ -113,7 +114,7 @@ inline void multiply_panel(const Operand* a, int64_t lda, int64_t rows, const Op
       // Tiles of nearly equal height: a last tile of one row would leave the multipliers idle.
       const int64_t row = rows * tile / tiles, end = rows * (tile + 1) / tiles;
       multiply_rows<Product>(static_cast<int>(end - row), a + row * lda + k * Product::kPack, lda,
-                             panel + k * kPackWidth<Product>, part, acc + row * kAccWidth<Scalar>, k == 0);
+                             panel + k * kPackWidth<Product>, part, acc + row * kAccWidth<Scalar>, k == 0 && !add);
     }
   }
 }

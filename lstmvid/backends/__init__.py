@@ -46,6 +46,7 @@ class Request(NamedTuple):
     needs_grad: bool = False
     transformed: bool = False  # inside a torch.func transform
     traced: bool = False  # by torch.jit.trace
+    closed_loop: bool = False  # its input is its own output (lstmvid.ops.closed_loop), of as many features
 
 
 def check_names(backend: str, recompute: str) -> None:
@@ -63,6 +64,8 @@ def unavailable(name: str, request: Request, arch: int | None = None) -> str | N
     """
     if (request.transformed or request.traced) and name not in ("torch", "reference"):
         return f"{'torch.func transforms' if request.transformed else 'torch.jit.trace'} can't see into its kernels"
+    if request.closed_loop and name not in ("cpu", "reference"):
+        return "it runs a closed loop step by step, not as one call"
     if name == "triton":
         return triton.unavailable(request) if arch is None else triton.unavailable_on(arch, request)
     if name == "cuda":
@@ -96,6 +99,8 @@ def preference(request: Request, arch: int | None = None) -> tuple[str, ...]:
         return ("reference",)  # plain torch, which vmap and jvp see through too
     if request.traced:
         return ("torch", "reference")
+    if request.closed_loop:
+        return ("cpu", "reference")
     if request.device == "cpu" and request.dtype == _torch.float16:
         return ("cpu", "reference", "torch")  # torch's own loop over steps is slower, and oneDNN refuses autocast's
     if request.device == "cpu":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..functional import as_frames
 from ..ops import autocast_dtype
-from .decoders import DecoderRun, folds, run_decoders, run_folded
+from .decoders import DecoderRun, run_closed_loop, run_decoders
 from .likelihoods import LIKELIHOODS
 from .stack import LSTMStack, State
 
@@ -238,10 +238,14 @@ class FusedComposite(nn.Module):
             heads.append((0, self.reconstruction_head))
         if steps:
             copy, is_conditional = "predict" in self.copy_state, self.predict_mode == "conditional"
+            run = DecoderRun(self.predictor, state, steps, truth if is_conditional else None, copy)
             if is_conditional and (truth is None or feedback > 0):
-                z[1] = self._closed_loop(state, steps, truth, feedback, copy)
+                own = None
+                if truth is not None and feedback < 1:
+                    own = torch.rand(steps - 1, state[0].size(1), device=truth.device) < feedback
+                z[1] = run_closed_loop(run, self.prediction_head, self.likelihood, own)
             else:
-                runs.append(DecoderRun(self.predictor, state, steps, truth if is_conditional else None, copy))
+                runs.append(run)
                 heads.append((1, self.prediction_head))
         for (which, head), hidden in zip(heads, run_decoders(runs), strict=True):
             z[which] = head(hidden)
@@ -253,27 +257,6 @@ class FusedComposite(nn.Module):
             return state
         h_n, c_n = state
         return (h_n.detach() if "predict" in self.copy_state else h_n), c_n.detach()
-
-    def _closed_loop(self, state: State, steps: int, truth: Tensor | None, feedback: float, copy: bool) -> Tensor:
-        """A conditional predictor on its own output, mixed with the truth where there is one and `feedback` < 1."""
-        on_its_own = truth is None or feedback == 1
-        if on_its_own and self.likelihood is LIKELIHOODS["gaussian"] and folds(self.predictor, state, steps):
-            return run_folded(self.predictor, self.prediction_head, state, steps, copy)
-        batch = state[0].size(1)
-        previous = state[0].new_zeros(batch, self.prediction_head.out_features)
-        outputs: list[Tensor] = []
-        for step in range(steps):
-            if step == 0 and copy:
-                hidden = state[0][-1]
-            else:
-                output, state = self.predictor(previous[None], state)
-                hidden = output[0]
-            outputs.append(self.prediction_head(hidden))
-            previous = self.likelihood.mean(outputs[-1])
-            if truth is not None and feedback < 1:
-                own = torch.rand(batch, 1, device=previous.device) < feedback
-                previous = torch.where(own, previous, truth[step])
-        return torch.stack(outputs)
 
     # ---- Frames and flat vectors ----
 

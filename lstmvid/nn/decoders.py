@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..ops import LayerWeights, lstm_sequence
+from ..ops import LayerWeights, closed_loop, lstm_sequence, serves_closed_loop
+from .likelihoods import Likelihood
 from .stack import LSTMStack, State, run_groups
 
 
@@ -65,6 +66,61 @@ def run_decoders(runs: Sequence[DecoderRun]) -> list[Tensor]:
         later = [] if hidden is None else [hidden]
         results.append(torch.cat(first + later) if len(first + later) > 1 else (first + later)[0])
     return results
+
+
+def run_closed_loop(run: DecoderRun, head: nn.Linear, likelihood: Likelihood, own: Tensor | None) -> Tensor:
+    """z `(T, B, D)`, which the likelihood reads, of a decoder that sees what it says; zeros at first.
+
+    `own (T - 1, B)`: where it does so; elsewhere the step after t sees `run.seen[t]`. None: everywhere. One call, but
+    for dropout between layers and for backends that have none.
+    """
+    stack, state = run.stack, run.state
+    if own is None and likelihood.link == "identity" and folds(stack, state, run.steps):
+        return run_folded(stack, head, state, run.steps, run.copy_state)
+    drops = stack.training and stack.dropout > 0 and stack.num_layers > 1
+    if drops or not serves_closed_loop(stack.backend):
+        return _run_step_by_step(run, head, likelihood, own)
+    truth = None if own is None else run.seen[:-1]
+    said, first = [], None
+    if run.copy_state:
+        said.append(head(state[0][-1])[None])
+        if run.steps == 1:
+            return said[0]
+        first = _next_frame(said[0][0], likelihood, 0, truth, own)
+        truth, own = (None, None) if own is None else (truth[1:], own[1:])
+    z, *_ = closed_loop(
+        first,
+        *state,
+        stack.layer_weights(),
+        head.weight,
+        head.bias,
+        steps=run.steps_to_take,
+        link=likelihood.link,
+        truth=truth,
+        own=own,
+        backend=stack.backend,
+    )
+    return torch.cat([*said, z]) if said else z
+
+
+def _next_frame(z: Tensor, likelihood: Likelihood, step: int, truth: Tensor | None, own: Tensor | None) -> Tensor:
+    """What the step after `step` sees, `(B, D)`."""
+    frame = likelihood.mean(z)
+    return frame if own is None else torch.where(own[step].unsqueeze(-1), frame, truth[step])
+
+
+def _run_step_by_step(run: DecoderRun, head: nn.Linear, likelihood: Likelihood, own: Tensor | None) -> Tensor:
+    state, x, said = run.state, run.state[0].new_zeros(run.state[0].size(1), head.out_features), []
+    for step in range(run.steps):
+        if step == 0 and run.copy_state:
+            hidden = state[0][-1]
+        else:
+            output, state = run.stack(x[None], state)
+            hidden = output[0]
+        said.append(head(hidden))
+        if step + 1 < run.steps:
+            x = _next_frame(said[-1], likelihood, step, run.seen, own)
+    return torch.stack(said)
 
 
 def folds(stack: LSTMStack, state: State, steps: int) -> bool:

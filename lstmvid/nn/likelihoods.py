@@ -15,6 +15,8 @@ from torch import Tensor
 class Likelihood(Protocol):
     """The distribution of a frame's values around what the decoder's head says."""
 
+    link: str  # `mean` by the name that the operator `closed_loop` has for it
+
     def mean(self, z: Tensor) -> Tensor:
         """Expected frames, of `z`'s shape."""
         ...
@@ -31,6 +33,8 @@ def _per_frame(total: Tensor, z: Tensor) -> Tensor:
 class Bernoulli:
     """Values in [0, 1]; cross-entropy on logits."""
 
+    link = "sigmoid"
+
     def mean(self, z: Tensor) -> Tensor:
         return torch.sigmoid(z)
 
@@ -41,6 +45,8 @@ class Bernoulli:
 class Gaussian:
     """Any values; half the squared error."""
 
+    link = "identity"
+
     def mean(self, z: Tensor) -> Tensor:
         return z
 
@@ -50,6 +56,8 @@ class Gaussian:
 
 class Rectified(Gaussian):
     """Values from 0 up (features after a rectifier); half the squared error of max(0, z)."""
+
+    link = "rectifier"
 
     def mean(self, z: Tensor) -> Tensor:
         return F.relu(z)

@@ -33,6 +33,7 @@ from torch import Tensor
 from .. import backends
 from ..backends import Request, reference
 from ..backends.windows import MIN_STEPS
+from .double_backward import second_derivatives
 
 _FORWARD, _BACKWARD = "lstmvid::lstm_sequence", "lstmvid::lstm_sequence_bwd"
 
@@ -165,32 +166,16 @@ def _setup_backward(ctx, inputs, output) -> None:
 
 
 def _autograd_backward(ctx, grads):
-    """Double backward: the reference is differentiable, so its first derivative is taken once more."""
     *saved, lengths = ctx.saved_tensors
-    with torch.enable_grad():
-        saved = [None if tensor is None else tensor.detach().requires_grad_() for tensor in saved]
-        seeds, (h_0, c_0), tail = saved[:4], saved[4:6], saved[6:]
+
+    def again(leaves):
+        seeds, (h_0, c_0), tail = leaves[:4], leaves[4:6], leaves[6:]
         frames, weights = tail[: ctx.num_inputs], tail[ctx.num_inputs :]
         output, h_n, c_n, _, cells, _ = reference.forward(frames, h_0, c_0, weights, lengths, *ctx.options)
-        seeded = [(y, seed) for y, seed in zip((output, h_n, c_n, cells), seeds, strict=True) if seed is not None]
         wanted = [h_0, c_0, *(frames if ctx.need_inputs else []), *(weights if ctx.need_weights else [])]
-        first = torch.autograd.grad(
-            [y for y, _ in seeded],
-            wanted,
-            [seed for _, seed in seeded],
-            create_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        leaves = [tensor for tensor in saved if tensor is not None]
-        # A gradient that depends on nothing (of an unused cell state, say) has no derivative to add.
-        pairs = [(y, g) for y, g in zip(first, grads, strict=True) if g is not None and y.requires_grad]
-        second = iter(
-            torch.autograd.grad([y for y, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
-            if pairs
-            else [None] * len(leaves)
-        )
-    result = [None if tensor is None else next(second) for tensor in saved]
+        return (output, h_n, c_n, cells), seeds, wanted
+
+    result = second_derivatives(saved, grads, again)
     grad_seeds, (grad_h_0, grad_c_0), tail = result[:4], result[4:6], result[6:]
     grad_frames, grad_weights = tail[: ctx.num_inputs], tail[ctx.num_inputs :]
     return *grad_seeds, grad_frames, grad_h_0, grad_c_0, grad_weights, *[None] * 15
@@ -219,7 +204,7 @@ class LSTMResult(NamedTuple):
     cells: Tensor | None
 
 
-def _flatten(weights: Sequence[Sequence[LayerWeights]]) -> list[Tensor]:
+def flatten_weights(weights: Sequence[Sequence[LayerWeights]]) -> list[Tensor]:
     """The operator's weight list; its single bias is the sum of `torch.nn.LSTM`'s two."""
     flat = []
     for layer in (layer for group in weights for layer in group):
@@ -268,7 +253,7 @@ def lstm_sequence(
     first = weights[0][0]
     reverse = [False] * groups if reverse is None else list(reverse)
     device = h_0.device.type
-    flat = _flatten(weights)
+    flat = flatten_weights(weights)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, h_0, c_0, *flat))
     cell_dtype = c_0.dtype
     cast = autocast_dtype(device) or h_0.dtype

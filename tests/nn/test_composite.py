@@ -199,19 +199,71 @@ def test_decoders_that_are_alike_take_one_call(options, future, groups):
     assert calls.seen == groups
 
 
+class Operators(TorchDispatchMode):
+    """Keeps the names of our operators in the order of their calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "lstmvid":
+            self.seen.append(function._schema.name.partition("::")[2])
+        return function(*args, **kwargs or {})
+
+
 @pytest.mark.parametrize("copy_state", [(), ("predict",)])
-def test_a_linear_predictor_on_its_own_output_takes_one_call(copy_state):
-    """Folded into a recurrence without input; what a predictor of two layers, which can't be, does step by step."""
+def test_a_linear_predictor_of_one_layer_is_folded(copy_state):
+    """Into a recurrence without input, after its first step."""
     options = {"predict": "conditional", "likelihood": "gaussian", "copy_state": copy_state, "backend": "reference"}
     model = _model(num_layers=1, **options)
-    frames = torch.rand(4, 2, 1, 3, 4)
-    with Groups() as calls:
-        model.predict(frames, 50)
-    assert len(calls.seen) == (2 if copy_state else 3)  # the encoder, the first step, the others
-    deep = _model(num_layers=2, **options)
-    with Groups() as calls:
-        deep.predict(frames, 50)
-    assert len(calls.seen) == (50 if copy_state else 51)
+    with Operators() as calls:
+        model.predict(torch.rand(4, 2, 1, 3, 4), 50)
+    assert calls.seen == ["lstm_sequence"] * (2 if copy_state else 3)  # the encoder, the first step, the others
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "rectified"])
+@pytest.mark.parametrize("copy_state", [(), ("predict",)])
+@pytest.mark.parametrize("feedback", [1.0, 0.5])
+def test_the_closed_loop_is_one_call(likelihood, copy_state, feedback):
+    """Forward and backward, and the same as step by step."""
+    options = {"predict": "conditional", "likelihood": likelihood, "copy_state": copy_state, "dtype": torch.float64}
+    model, by_steps = (_model(backend=backend, peephole=False, **options) for backend in ("cpu", "torch"))
+    frames, targets = torch.rand(4, 3, 1, 3, 4).double(), torch.rand(5, 3, 1, 3, 4).double()
+    with Operators() as calls:
+        torch.manual_seed(1)
+        out = model(frames, targets, feedback=feedback)
+        gradients = torch.autograd.grad(out.loss, list(model.parameters()))
+    assert calls.seen.count("closed_loop") == calls.seen.count("closed_loop_bwd") == 1
+    assert calls.seen.count("lstm_sequence") == 2
+    torch.manual_seed(1)
+    expected = by_steps(frames, targets, feedback=feedback)
+    torch.testing.assert_close(out.prediction, expected.prediction)
+    for actual, wanted in zip(gradients, torch.autograd.grad(expected.loss, list(by_steps.parameters())), strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+def test_a_closed_loop_with_dropout_draws_at_every_step():
+    model = _model(predict="conditional", reconstruct=None, dropout=0.5)
+    frames = torch.rand(4, 64, 1, 3, 4)
+    model.train()
+    with Operators() as calls:
+        model(frames, predict_steps=3)
+    assert "closed_loop" not in calls.seen
+    model.eval()
+    with Operators() as calls:
+        model(frames, predict_steps=3)
+    assert calls.seen == ["lstm_sequence", "closed_loop"]
+
+
+@pytest.mark.parametrize("copy_state", [(), ("predict",)])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_short_closed_loops(copy_state, steps):
+    model = _model(predict="conditional", reconstruct=None, copy_state=copy_state, dtype=torch.float64)
+    frames, targets = torch.rand(2, 3, 1, 3, 4).double(), torch.rand(steps, 3, 1, 3, 4).double()
+    free, forced = model(frames, predict_steps=steps), model(frames, targets)
+    torch.testing.assert_close(free.prediction[0], forced.prediction[0])
+    assert model(frames, targets, feedback=0.5).prediction.shape == (steps, 3, 1, 3, 4)
 
 
 def test_batch_first_and_uint8():

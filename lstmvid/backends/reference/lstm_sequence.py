@@ -43,7 +43,7 @@ class _Trace(NamedTuple):
     c_n: Tensor
 
 
-def _layers(weights: Sequence[Tensor], groups: int, num_layers: int, has_input: bool, bias: bool, peephole: bool):
+def take_layers(weights: Sequence[Tensor], groups: int, num_layers: int, has_input: bool, bias: bool, peephole: bool):
     """The flat weight list of the operator as `layers[group][layer]`."""
     queue = iter(weights)
     return [
@@ -73,7 +73,7 @@ def _select(mask: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
     return new if mask is None else torch.where(mask, new, old)
 
 
-def _run_layer(x: Tensor | None, h: Tensor, c: Tensor, layer: _Layer, steps: int, lengths, reverse: bool) -> _Trace:
+def run_layer(x: Tensor | None, h: Tensor, c: Tensor, layer: _Layer, steps: int, lengths, reverse: bool) -> _Trace:
     """The recurrence of one layer, step by step. x: [T, B, D] or None; h, c: [B, H]."""
     operand, state = h.dtype, c.dtype
     weight_hh = layer.weight_hh.to(state)
@@ -119,13 +119,13 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Every group and layer in turn. Returns (output, h_n, c_n, hidden, cells, gates) as the operator does."""
     groups, num_layers = h_0.shape[:2]
-    layers = _layers(weights, groups, num_layers, bool(inputs), bias, peephole)
+    layers = take_layers(weights, groups, num_layers, bool(inputs), bias, peephole)
     traces: list[list[_Trace]] = []
     for group in range(groups):
         x = inputs[group if len(inputs) > 1 else 0] if inputs else None
         traces.append([])
         for index, layer in enumerate(layers[group]):
-            run = _run_layer(x, h_0[group, index], c_0[group, index], layer, steps, lengths, reverse[group])
+            run = run_layer(x, h_0[group, index], c_0[group, index], layer, steps, lengths, reverse[group])
             traces[group].append(run)
             x = run.output
 
@@ -191,7 +191,7 @@ def _recompute(x, h_before: Tensor, checkpoints: Tensor, layer: _Layer, lengths,
     return gates, cells
 
 
-def _backward_layer(
+def backward_layer(
     layer: _Layer, gates, cells, c_before, grad_output, grad_h, grad_c, grad_cells, lengths, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the gates' pre-activations [T, B, 4H] and of the initial states [B, H], last step first."""
@@ -218,7 +218,7 @@ def _backward_layer(
     return grad_gates, grad_h, grad_c
 
 
-def _weight_gradients(layer: _Layer, grad_gates, x, h_before, c_before, cells) -> list[Tensor]:
+def weight_gradients(layer: _Layer, grad_gates, x, h_before, c_before, cells) -> list[Tensor]:
     """In the operator's order: weight_ih, weight_hh, bias, peephole; the ones that this layer has."""
     state, gradients = cells.dtype, []
     flat = grad_gates.flatten(0, 1)
@@ -262,7 +262,7 @@ def backward(
     """Gradients (inputs, h_0, c_0, weights) from what `forward` saved; lists are empty where not needed."""
     groups, num_layers = h_0.shape[:2]
     state = _state_dtype(h_0.dtype)
-    layers = _layers(weights, groups, num_layers, bool(inputs), bias, peephole)
+    layers = take_layers(weights, groups, num_layers, bool(inputs), bias, peephole)
     grad_inputs = [torch.zeros_like(x) for x in inputs] if need_inputs else []
     grad_h_0, grad_c_0 = torch.empty_like(h_0), torch.empty_like(c_0)
     grad_weights: list[list[Tensor]] = [[] for _ in range(groups * num_layers)]
@@ -284,7 +284,7 @@ def backward(
             def seed(gradient: Tensor | None, at: int = index, of: int = group) -> Tensor:
                 return torch.zeros_like(c_0[of, at]) if gradient is None else gradient[of, at].to(state)
 
-            grad_gates, grad_h, grad_c = _backward_layer(
+            grad_gates, grad_h, grad_c = backward_layer(
                 layer,
                 activated,
                 c,
@@ -298,9 +298,7 @@ def backward(
             )
             grad_h_0[group, index], grad_c_0[group, index] = grad_h, grad_c
             if need_weights:
-                grad_weights[group * num_layers + index] = _weight_gradients(
-                    layer, grad_gates, x, h_before, c_before, c
-                )
+                grad_weights[group * num_layers + index] = weight_gradients(layer, grad_gates, x, h_before, c_before, c)
             if index or (need_inputs and inputs):
                 grad_top = (grad_gates @ layer.weight_ih.to(state)).to(h_0.dtype)
         if need_inputs and inputs:
