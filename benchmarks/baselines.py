@@ -47,7 +47,7 @@ class PlainComposite(nn.Module):
         seen = torch.cat([torch.zeros_like(targets[:1]), targets[:-1]])
         hidden, _ = self.predictor(seen, state)
         prediction = self.prediction_head(hidden)
-        loss = _cross_entropy(reconstruction, frames.flip(0)) + _cross_entropy(prediction, targets)
+        loss = cross_entropy(reconstruction, frames.flip(0)) + cross_entropy(prediction, targets)
         return reconstruction.sigmoid().flip(0), prediction.sigmoid(), loss
 
     @torch.no_grad()
@@ -63,8 +63,8 @@ class PlainComposite(nn.Module):
         return torch.cat(predicted)
 
 
-def _cross_entropy(logits: Tensor, frames: Tensor) -> Tensor:
-    total = F.binary_cross_entropy_with_logits(logits, frames, reduction="sum")
+def cross_entropy(logits: Tensor, frames: Tensor) -> Tensor:
+    total = F.binarycross_entropy_with_logits(logits, frames, reduction="sum")
     return total / (frames.size(0) * frames.size(1))
 
 
@@ -211,20 +211,21 @@ def errors(
     expected = outcome(case, mode, exact, {name: value.double() for name, value in data.items()})
     plain = outcome(case, mode, fighters[0].module, data)
     floor = testing.FLOORS[case.torch_dtype]
-    result = {fighters[0].name: _worst(plain, plain, expected, floor)}
+    result = {fighters[0].name: worst(plain, plain, expected, floor)}
     for fighter in fighters[1:]:
-        result[fighter.name] = _worst(outcome(case, mode, fighter.module, data), plain, expected, floor)
+        result[fighter.name] = worst(outcome(case, mode, fighter.module, data), plain, expected, floor)
     return result
 
 
-def _worst(actual: Outcome, plain: Outcome, expected: Outcome, floor: float) -> tuple[float, str]:
+def worst(actual: Outcome, plain: Outcome, expected: Outcome, floor: float) -> tuple[float, str]:
+    """The largest error over its bound, and of which result."""
     if set(actual) != set(expected):
         return WRONG, f"{', '.join(sorted(set(actual) ^ set(expected)))} (on one side only)"
-    worst = (0.0, "")
+    largest = (0.0, "")
     for name, value in expected.items():
         error = testing.error(actual[name].double(), value)
         bound = 2 * testing.error(plain[name].double(), value) + floor * value.abs().max().item()
         # Where the baseline itself overflows nothing can be right.
         ratio = error / bound if math.isfinite(error) and math.isfinite(bound) and bound > 0 else WRONG
-        worst = max(worst, (0.0 if error == 0 else ratio, name))
-    return worst
+        largest = max(largest, (0.0 if error == 0 else ratio, name))
+    return largest

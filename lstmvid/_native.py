@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Sequence
 
@@ -51,14 +52,37 @@ def _arguments(named: dict) -> dict:
     return {name: _convert(value) for name, value in named.items()}
 
 
+@functools.cache
+def _lstm_sequence_cpu_workspace(direction: str, hidden: int, batch: int, dtype: int, has_weights: bool) -> int:
+    """Bytes of workspace that a call of these sizes needs; everything else that it takes doesn't matter to that."""
+    sizes = {"steps": 1, "batch": batch, "hidden": hidden, "dtype": dtype, "reverse": False, "threads": 1}
+    absent = dict.fromkeys(_CPU_TENSORS[direction], 0)
+    query = getattr(_C, f"lstm_sequence_{direction}_workspace")
+    return query(**absent | sizes | {"weight_hh": int(has_weights), "workspace": 0})
+
+
+# The tensors in either direction's arguments.
+_CPU_TENSORS = {
+    "fwd": (
+        *("projection", "bias", "weight_hh", "peephole", "h_0", "c_0", "lengths"),
+        *("output", "h_n", "c_n", "cells", "gates"),
+    ),
+    "bwd": (
+        *("weight_hh", "peephole", "c_0", "cells", "gates", "lengths", "grad_output", "grad_h_n", "grad_c_n"),
+        *("grad_cells", "grad_gates", "grad_h_0", "grad_c_0", "grad_peephole"),
+    ),
+}
+
+
 def lstm_sequence_cpu(direction: str, **named) -> None:
     """One layer's recurrence, `"fwd"` or `"bwd"`; arguments as in csrc/include/lstmvid/lstm_sequence.h.
 
     Tensors must be contiguous and of the right dtype and shape: that is the caller's promise.
     """
-    arguments = _arguments(named | {"threads": torch.get_num_threads(), "workspace": None})
-    size = getattr(_C, f"lstm_sequence_{direction}_workspace")(**arguments)
-    workspace = empty([size + 64], torch.uint8)
+    arguments = _arguments(named)
+    sizes = (arguments["hidden"], arguments["batch"], arguments["dtype"], arguments["weight_hh"] != 0)
+    workspace = empty([_lstm_sequence_cpu_workspace(direction, *sizes) + 64], torch.uint8)
+    arguments["threads"] = torch.get_num_threads()
     arguments["workspace"] = (workspace.data_ptr() + 63) // 64 * 64
     getattr(_C, f"lstm_sequence_{direction}_cpu")(**arguments)
 

@@ -26,8 +26,7 @@ def test_what_runs_is_what_resolves():
     for options in ({}, {"backend": "reference"}, {"peephole": True}, {"proj_size": 3}, {"recompute": "gates"}):
         lstm = lstmvid.LSTM(5, 8, **options)
         (call,) = explain(lstm, steps=3, batch=2).calls
-        weights = [lstm._layer_weights(suffix) for suffix in lstm._suffixes()]
-        assert call.backend == lstm._resolve(torch.zeros(3, 2, 5), None, weights)
+        assert call.backend == lstm._resolve(torch.zeros(3, 2, 5), None)
         assert set(call.reasons) == set(backends.NAMES) - {"auto", call.backend}
         assert all(call.reasons.values())
 

@@ -1,8 +1,9 @@
 // Threads that work together for one call and meet at barriers.
 //
 // They are OpenMP's, which torch uses too: threads of our own would share their processors with torch's, which spin for
-// milliseconds after each of its products in wait for the next. Where the compiler has no OpenMP (and under
-// ThreadSanitizer, which doesn't see through it), they are started and joined in each call.
+// milliseconds after each of its products in wait for the next. Where the compiler has no OpenMP, in a process forked
+// from another (whose OpenMP threads didn't come along), and under ThreadSanitizer, which doesn't see through OpenMP,
+// they are started and joined in each call.
 #pragma once
 
 namespace lstmvid {
@@ -20,6 +21,7 @@ class ThreadTeam {
 
  private:
   ThreadTeam() = default;
+  static void run_started(int threads, Body body, const void* context);
   struct State;
   State* state_ = nullptr;
   int size_ = 1;

@@ -11,14 +11,19 @@ from torch import Tensor
 # Multiply-adds from which oneDNN's faster product makes up for its slower call.
 _WORTH_ONE_DNN = 1 << 20
 
+# On a CPU the same bits for any number of threads: a library that divides long sums among them, which it does in narrow
+# products, is given no sums as long as that (how these were found: docs/performance.md).
+_MKL_DEPTH = {torch.float32: 256, torch.float64: 128}
+_ONE_DNN_DEPTH = 4096
+
 
 def _one_dnn_serves(x: Tensor, weight: Tensor) -> bool:
     # In float32 torch's own products go to MKL, which reaches half of oneDNN's speed on AMD processors
     # (docs/performance.md); in bfloat16 both are oneDNN.
+    rows, (columns, depth) = x.numel() // max(x.size(-1), 1), weight.shape
     return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.numel() * weight.size(0) >= _WORTH_ONE_DNN
+        x.dtype == torch.float32
+        and (rows * depth * columns >= _WORTH_ONE_DNN or depth > _MKL_DEPTH[x.dtype] or min(rows, columns) == 1)
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -27,9 +32,20 @@ def _one_dnn_serves(x: Tensor, weight: Tensor) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x [..., K] @ weight [N, K]^T + bias [N]`."""
-    if _one_dnn_serves(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return torch.nn.functional.linear(x, weight, bias)
+    if x.device.type != "cpu" or x.dtype not in _MKL_DEPTH or x.numel() == 0:
+        return torch.nn.functional.linear(x, weight, bias)
+    has_one_dnn, depth = _one_dnn_serves(x, weight), weight.size(1)
+    part = _ONE_DNN_DEPTH if has_one_dnn else _MKL_DEPTH[x.dtype]
+    total = None
+    for first in range(0, depth, part):
+        terms = slice(first, first + part)
+        operands = (x, weight) if depth <= part else (x[..., terms].contiguous(), weight[:, terms].contiguous())
+        if has_one_dnn:
+            product = torch.ops.mkldnn._linear_pointwise(*operands, bias, "none", [], "")
+        else:
+            product = torch.nn.functional.linear(*operands, bias)
+        total, bias = product if total is None else total.add_(product), None
+    return total
 
 
 def linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -90,14 +90,16 @@ class LSTM(nn.LSTM):
         packed = isinstance(input, PackedSequence)
         if not packed and input.dim() not in (2, 3):
             raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        backend = self._resolve(input, hx)
+        if backend == "torch":
+            self._check_weights()
+            return super().forward(input, hx)
         # As attributes and not as parameters: parametrised and replicated modules compute them.
         weights = [self._layer_weights(suffix) for suffix in self._suffixes()]
-        backend = self._resolve(input, hx, weights)
-        if backend == "torch":
-            return super().forward(input, hx)
         return (self._forward_packed if packed else self._forward_padded)(input, hx, weights, backend)
 
-    def _resolve(self, input: Tensor | PackedSequence, hx: State | None, weights: list[LayerWeights]) -> str:
+    def _resolve(self, input: Tensor | PackedSequence, hx: State | None) -> str:
+        """The backend; without a look at the weights by name, which takes longer than a small call may."""
         packed = isinstance(input, PackedSequence)
         if packed:
             data, (steps, batch) = input.data, (len(input.batch_sizes), int(input.batch_sizes[0]))
@@ -105,7 +107,6 @@ class LSTM(nn.LSTM):
             data, sizes = input, (*input.shape[:-1], 1)[:2]
             steps, batch = reversed(sizes) if self.batch_first and input.dim() == 3 else sizes
         device = data.device.type
-        differentiable = (data, *(() if hx is None else hx), *(w for layer in weights for w in layer if w is not None))
         request = Request(
             device=device,
             dtype=autocast_dtype(device) or data.dtype,
@@ -120,11 +121,17 @@ class LSTM(nn.LSTM):
             packed=packed,
             recompute=self.recompute,
             proj_size=self.proj_size,
-            needs_grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable),
+            needs_grad=torch.is_grad_enabled() and self._needs_grad(data, hx),
             transformed=in_function_transform(),
             traced=torch.jit.is_tracing(),
         )
         return backends.resolve(self.backend, request)
+
+    def _needs_grad(self, data: Tensor, hx: State | None) -> bool:
+        if data.requires_grad or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad)):
+            return True
+        # What nn.LSTM keeps references to; of a parametrised weight to an old value.
+        return "parametrizations" in self._modules or any(weight.requires_grad for weight in self._flat_weights)
 
     def _forward_padded(self, input: Tensor, hx: State | None, weights: list[LayerWeights], backend: str):
         batched = input.dim() == 3
@@ -193,6 +200,12 @@ class LSTM(nn.LSTM):
         peephole = getattr(self, f"weight_peephole_{suffix}") if self.peephole else None
         return LayerWeights(*(getattr(self, f"{name}_{suffix}") for name in names), peephole=peephole)
 
+    def _check_weights(self) -> None:
+        """nn.LSTM has references of its own and would not notice that one was deleted."""
+        if not all(map(self._parameters.__contains__, self._flat_weights_names)):
+            for name in self._flat_weights_names:
+                getattr(self, name)  # computed by a parametrisation, or an AttributeError that names it
+
     def _run(
         self, input: Tensor, hx: State, lengths: Tensor | None, weights: list[LayerWeights], backend: str
     ) -> tuple[Tensor, State]:
@@ -209,7 +222,10 @@ class LSTM(nn.LSTM):
             part = slice(layer * groups, (layer + together) * groups)
             stacks = [weights[part][group::groups] for group in range(groups)]
             # [layers * groups, B, H], layers outermost -> [G, L, B, H]
-            h_0, c_0 = (s[part].unflatten(0, (together, groups)).transpose(0, 1) for s in hx)
+            if groups == 1:
+                h_0, c_0 = hx[0][part].unsqueeze(0), hx[1][part].unsqueeze(0)
+            else:
+                h_0, c_0 = (s[part].unflatten(0, (together, groups)).transpose(0, 1) for s in hx)
             result = lstm_sequence(
                 [output],
                 h_0,
@@ -221,7 +237,12 @@ class LSTM(nn.LSTM):
                 backend=backend,
                 recompute=self.recompute,
             )
-            output = result.output[0] if groups == 1 else torch.cat(result.output.unbind(0), dim=-1)
-            h_n.append(result.h_n.transpose(0, 1).flatten(0, 1))
-            c_n.append(result.c_n.transpose(0, 1).flatten(0, 1))
+            if groups == 1:
+                output = result.output[0]
+                h_n.append(result.h_n[0])
+                c_n.append(result.c_n[0])
+            else:
+                output = torch.cat(result.output.unbind(0), dim=-1)
+                h_n.append(result.h_n.transpose(0, 1).flatten(0, 1))
+                c_n.append(result.c_n.transpose(0, 1).flatten(0, 1))
         return output, (torch.cat(h_n), torch.cat(c_n))
