@@ -60,6 +60,7 @@ Parameters common(const py::dict& arguments) {
 
 lstmvid::LstmSequenceFwd forward_parameters(const py::dict& arguments) {
   auto p = common<lstmvid::LstmSequenceFwd>(arguments);
+  p.blind = arguments["blind"].cast<bool>();
   p.projection = pointer<const void>(arguments, "projection");
   p.bias = pointer<const void>(arguments, "bias");
   p.h_0 = pointer<const void>(arguments, "h_0");

@@ -14,6 +14,7 @@ from .backends import Request, cuda
 from .backends import plan as planner
 from .backends.dense import allows_tf32
 from .backends.estimate import Estimate, estimate, kept_bytes
+from .backends.memory import recomputes
 from .nn.calls import Call, calls_of
 
 
@@ -191,6 +192,8 @@ def _plan(name: str, request: Request, backend: str, device: _Device) -> CallPla
         elif reason is None:
             reason = f"{backend!r} is asked for"
         reasons[candidate] = reason
+    if chosen is not None and recomputes(chosen, request, device.limits.memory_bytes if device.limits else None):
+        request = request._replace(recompute="gates")
     forward = backward = None
     if device.limits is not None and backends.unavailable("cuda", request, device.limits.arch) is None:
         options = {"tf32": allows_tf32(request.dtype)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .ops import LayerWeights, autocast_dtype, lstm_sequence
+from .ops import LayerWeights, LSTMResult, autocast_dtype, lstm_sequence
 
 __all__ = ["as_frames", "lstm"]
 
@@ -26,6 +26,7 @@ def lstm(
     lengths: Tensor | None = None,
     peephole: Sequence[Tensor] | None = None,
     all_cells: bool = False,
+    truncate: int | None = None,
     backend: str = "auto",
     recompute: str = "auto",
 ) -> tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
@@ -42,7 +43,9 @@ def lstm(
         peephole: a `(3H,)` tensor for each layer, order i, f, o.
         all_cells: also return the top layer's cell state after every step, `(T, B, H)`.
         backend: who runs it; see `lstmvid.LSTM`.
-        recompute: whether backward reads saved gates (`"none"`) or computes them again (`"gates"`).
+        truncate: gradients don't flow through the states from one stretch of so many steps to the one before
+            (truncated backpropagation through time); what comes out is the same.
+        recompute: see `lstmvid.LSTM`.
 
     Returns:
         `output (T, B, H)`, `(h_n, c_n)` each `(L, B, H)`, and the cell states if asked for.
@@ -52,26 +55,35 @@ def lstm(
         BackendUnavailable: the backend that was named can't run this call.
     """
     h_0, c_0 = state
-    if input is not None:
-        input = as_frames(input, h_0.dtype)
     steps = _check(input, h_0, c_0, steps)
     layers = _layers(input, h_0, weights, peephole)
     if lengths is not None:
         lengths = _check_lengths(lengths, h_0.size(1), steps, h_0.device)
-    output, h_n, c_n, cells = lstm_sequence(
-        [] if input is None else [input],
-        h_0.unsqueeze(0),
-        c_0.unsqueeze(0),
-        [layers],
-        steps=steps,
-        lengths=lengths,
-        all_cells=all_cells,
-        backend=backend,
-        recompute=recompute,
-    )
-    if all_cells:
-        return output[0], (h_n[0], c_n[0]), cells[0, -1]
-    return output[0], (h_n[0], c_n[0])
+    options = {"all_cells": all_cells, "backend": backend, "recompute": recompute}
+    frames = [] if input is None else [input]
+    start = h_0.unsqueeze(0), c_0.unsqueeze(0)
+    if truncate is None:
+        result = lstm_sequence(frames, *start, [layers], steps=steps, lengths=lengths, **options)
+    else:
+        if truncate < 1:
+            raise ValueError(f"truncate must be at least 1, got {truncate}")
+        result = _truncated(frames, start, layers, steps, lengths, truncate, options)
+    final = result.h_n[0], result.c_n[0]
+    return (result.output[0], final, result.cells[0, -1]) if all_cells else (result.output[0], final)
+
+
+def _truncated(frames, state, layers, steps: int, lengths, truncate: int, options: dict) -> LSTMResult:
+    """As one call, in stretches that begin with the states of the one before, but not with their gradients."""
+    parts = []
+    for first in range(0, steps, truncate):
+        last = min(first + truncate, steps)
+        if parts:
+            state = parts[-1].h_n.detach(), parts[-1].c_n.detach()
+        remaining = None if lengths is None else (lengths - first).clamp(0, last - first)
+        xs = [x[first:last] for x in frames]
+        parts.append(lstm_sequence(xs, *state, [layers], steps=last - first, lengths=remaining, **options))
+    cells = torch.cat([part.cells for part in parts], 2) if options["all_cells"] else None
+    return LSTMResult(torch.cat([part.output for part in parts], 1), parts[-1].h_n, parts[-1].c_n, cells)
 
 
 def _check(input: Tensor | None, h_0: Tensor, c_0: Tensor, steps: int | None) -> int:
@@ -87,7 +99,7 @@ def _check(input: Tensor | None, h_0: Tensor, c_0: Tensor, steps: int | None) ->
         return steps
     if input.dim() != 3 or input.size(1) != h_0.size(1):
         raise ValueError(f"input must be (T, {h_0.size(1)}, D) to match the state, got {tuple(input.shape)}")
-    if input.dtype != h_0.dtype and autocast_dtype(input.device.type) is None:
+    if input.dtype not in (torch.uint8, h_0.dtype) and autocast_dtype(input.device.type) is None:
         raise TypeError(f"input has dtype {input.dtype}, the state has {h_0.dtype}")
     if input.device != h_0.device:
         raise ValueError(f"input is on {input.device}, the state on {h_0.device}")

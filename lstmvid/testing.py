@@ -55,6 +55,8 @@ class Case:
     lengths: tuple[int, ...] | None = None
     reverse: tuple[bool, ...] = (False,)
     all_cells: bool = False
+    blind: bool = False  # the step that runs first sees nothing
+    pixels: bool = False  # uint8 frames
     recompute: str = "none"
     chunk: int = 256
     dtype: torch.dtype = torch.float32
@@ -86,7 +88,9 @@ def _draw(case: Case) -> dict[str, list[Tensor]]:
     g, n, t, b, h = case.groups, case.num_layers, case.steps, case.batch, case.hidden_size
     inputs, weights = [], []
     if case.input_size is not None:
-        inputs = [draw(t, b, case.input_size) for _ in range(1 if case.shared_input else g)]
+        inputs = [draw(t - case.blind, b, case.input_size) for _ in range(1 if case.shared_input else g)]
+        if case.pixels:
+            inputs = [(255 * x.sigmoid()).round() for x in inputs]
     for layer in range(g * n):
         width = case.input_size if layer % n == 0 else h
         shapes = [] if width is None else [(4 * h, width)]
@@ -163,6 +167,7 @@ def run(case: Case, backend: str | None, *, backward: bool = True, device: str =
         return tensor.to(device, case.dtype, copy=True).requires_grad_(backward)
 
     inputs, (h_0, c_0), weights = (list(map(leaf, case.tensors[key])) for key in ("inputs", "state", "weights"))
+    inputs = [x.detach().to(torch.uint8) for x in inputs] if case.pixels else inputs
     lengths = None if case.lengths is None else torch.tensor(case.lengths, device=device)
     reverse = list(case.reverse) * (case.groups // len(case.reverse))
     if backend is None:
@@ -189,10 +194,10 @@ def run(case: Case, backend: str | None, *, backward: bool = True, device: str =
     values = {"output": output, "h_n": h_n, "c_n": c_n} | ({"cells": cells} if case.all_cells else {})
     if backward:
         seeds = [seed.to(value) for seed, value in zip(case.tensors["seeds"], values.values(), strict=False)]
-        names = [f"grad_input_{i}" for i in range(len(inputs))] + ["grad_h_0", "grad_c_0"]
-        names += [f"grad_weight_{i}" for i in range(len(weights))]
-        gradients = torch.autograd.grad(list(values.values()), [*inputs, h_0, c_0, *weights], seeds)
-        values |= dict(zip(names, gradients, strict=True))
+        leaves = {f"grad_input_{i}": x for i, x in enumerate(inputs) if x.requires_grad}
+        leaves |= {"grad_h_0": h_0, "grad_c_0": c_0} | {f"grad_weight_{i}": w for i, w in enumerate(weights)}
+        gradients = torch.autograd.grad(list(values.values()), list(leaves.values()), seeds)
+        values |= dict(zip(leaves, gradients, strict=True))
     return Outcome({name: value.detach().double() for name, value in values.items()})
 
 

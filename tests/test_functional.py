@@ -45,6 +45,48 @@ def test_without_input(module, state, backend):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("lengths", [None, (7, 2, 5)])
+@pytest.mark.parametrize("has_input", [True, False])
+def test_truncated(state, backend, lengths, has_input):
+    """The same output; the gradient of each stretch alone, as a loop over stretches with detached states has it."""
+    steps, truncate = 7, 3
+    lstm_module = torch.nn.LSTM(FEATURES, HIDDEN, LAYERS).double()
+    weights = list(lstm_module.parameters())[0 if has_input else 1 :]
+    h, c = (s.double().requires_grad_() for s in state)
+    x = torch.randn(steps, BATCH, FEATURES).double().requires_grad_()
+    lengths = None if lengths is None else torch.tensor(lengths)
+    leaves = [h, c, *weights] + [x] * has_input
+    options = {"backend": backend, "all_cells": True}
+
+    def call(first, last, state, **more):
+        of = {"lengths": None if lengths is None else (lengths - first).clamp(0, last - first)}
+        return lstm(x[first:last] if has_input else None, state, weights, steps=last - first, **of, **options, **more)
+
+    whole, final, cells = call(0, steps, (h, c), truncate=truncate)
+    plain = call(0, steps, (h, c))
+    torch.testing.assert_close((whole, *final, cells), (plain[0], *plain[1], plain[2]))
+    gradients = torch.autograd.grad(whole.square().sum() + final[1].sum() + cells.sum(), leaves)
+
+    loss, carried = 0, (h, c)
+    for first in range(0, steps, truncate):
+        output, carried, seen = call(first, min(first + truncate, steps), carried)
+        loss = loss + output.square().sum() + seen.sum()
+        if first + truncate < steps:
+            carried = tuple(s.detach() for s in carried)
+    expected = torch.autograd.grad(loss + carried[1].sum(), leaves)
+    for actual, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+    unlike = torch.autograd.grad(plain[0].square().sum() + plain[1][1].sum() + plain[2].sum(), leaves)
+    assert not torch.allclose(unlike[2], gradients[2])
+
+
+@pytest.mark.parametrize("truncate", [0, -1])
+def test_truncate_is_at_least_one(module, state, truncate):
+    with pytest.raises(ValueError, match=f"truncate must be at least 1, got {truncate}"):
+        lstm(torch.randn(4, BATCH, FEATURES), state, list(module.parameters()), truncate=truncate)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_ragged_with_cells(module, state, backend):
     x, lengths = torch.randn(4, BATCH, FEATURES), torch.tensor([4, 1, 2])
     peephole = [torch.randn(3 * HIDDEN) for _ in range(LAYERS)]

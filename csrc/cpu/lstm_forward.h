@@ -63,8 +63,12 @@ struct Forward {
     } else {
       Gates<Vector> z = {load(sum, kV), load(sum + kV, kV), load(sum + 2 * kV, kV), load(sum + 3 * kV, kV)};
       const Stored* projection = static_cast<const Stored*>(p.projection);
-      if (projection != nullptr) z = z + load_gates(projection + row * 4 * hidden, hidden, unit, count);
-      if (p.bias != nullptr) z = z + load_gates(static_cast<const Stored*>(p.bias), hidden, unit, count);
+      if (projection != nullptr && !(p.blind && step == 0)) {
+        const int64_t at = p.blind && !p.reverse ? row - p.batch : row;
+        z = z + load_gates(projection + at * 4 * hidden, hidden, unit, count);
+      } else if (p.bias != nullptr) {
+        z = z + load_gates(static_cast<const Stored*>(p.bias), hidden, unit, count);
+      }
       const Cell<Vector> next = cell_forward<VectorMath>(z, peephole, c);
       c = next.c;
       store(output, next.h, count);

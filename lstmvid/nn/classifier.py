@@ -73,8 +73,8 @@ class SequenceClassifier(nn.Module):
         dtype = self.head.weight.dtype
         if x.dtype not in (torch.uint8, dtype) and autocast_dtype(x.device.type) is None:
             raise TypeError(f"x must be uint8 or the classifier's {dtype}, got {x.dtype}")
-        x = as_frames(x, dtype)
-        x = F.dropout(x, self.input_dropout, self.training)
+        if self.training and self.input_dropout:
+            x = F.dropout(as_frames(x, dtype), self.input_dropout)
         hidden, _ = self.encoder(x, self.encoder.zero_state(x.size(1)))
         logits = self.head(F.dropout(hidden, self.output_dropout, self.training))
         return logits.transpose(0, 1) if self.batch_first else logits

@@ -140,15 +140,15 @@ class FusedComposite(nn.Module):
         x = self._flatten(frames, "frames")
         truth, steps = self._future(x, targets, predict_steps, feedback)
         state = self._encode(x)
-        backwards = None if self.reconstructor is None else x.flip(0)
-        z_reconstruction, z_prediction = self._decode(state, backwards, steps, truth, feedback)
+        seen = None if self.reconstructor is None else x
+        z_reconstruction, z_prediction = self._decode(state, seen, steps, truth, feedback)
         reconstruction = prediction = reconstruction_loss = prediction_loss = None
         if z_reconstruction is not None:
-            reconstruction_loss = self.likelihood.loss(z_reconstruction, backwards)
-            reconstruction = self._unflatten(self.likelihood.mean(z_reconstruction).flip(0))
+            reconstruction_loss = self._loss(z_reconstruction, x)
+            reconstruction = self._unflatten(self.likelihood.mean(z_reconstruction))
         if z_prediction is not None:
             prediction = self._unflatten(self.likelihood.mean(z_prediction))
-            prediction_loss = None if truth is None else self.likelihood.loss(z_prediction, truth)
+            prediction_loss = None if truth is None else self._loss(z_prediction, truth)
         losses = [loss for loss in (reconstruction_loss, prediction_loss) if loss is not None]
         loss = sum(losses[1:], losses[0]) if losses else None
         return CompositeOutput(reconstruction, prediction, state, loss, reconstruction_loss, prediction_loss)
@@ -163,8 +163,8 @@ class FusedComposite(nn.Module):
         if self.reconstructor is None:
             raise ValueError("this model has no reconstruction decoder (reconstruct=None)")
         x = self._flatten(frames, "frames")
-        z, _ = self._decode(self._encode(x), x.flip(0), 0, None, 0.0)
-        return self._unflatten(self.likelihood.mean(z).flip(0))
+        z, _ = self._decode(self._encode(x), x, 0, None, 0.0)
+        return self._unflatten(self.likelihood.mean(z))
 
     @torch.no_grad()
     def predict(self, frames: Tensor, steps: int) -> Tensor:
@@ -216,25 +216,29 @@ class FusedComposite(nn.Module):
             model.get_parameter(name).requires_grad_(False)
         return model
 
-    # ---- On flat frames: x (T, B, D), time first; z is what the likelihood reads ----
+    # ---- On flat frames: x (T, B, D), time first, uint8 or the model's dtype; z is what the likelihood reads ----
 
     def _encode(self, x: Tensor) -> State:
         return self.encoder(x, self.encoder.zero_state(x.size(1)))[1]
 
+    def _loss(self, z: Tensor, frames: Tensor) -> Tensor:
+        return self.likelihood.loss(z, as_frames(frames, z.dtype))
+
     def _decode(
-        self, state: State, backwards: Tensor | None, steps: int, truth: Tensor | None, feedback: float
+        self, state: State, x: Tensor | None, steps: int, truth: Tensor | None, feedback: float
     ) -> tuple[Tensor | None, Tensor | None]:
-        """z of the frames in reverse and of `steps` frames to come, each where it is wanted.
+        """z of the frames `x` and of `steps` frames to come, each where it is wanted, in order of time.
 
         Decoders whose calls are alike run side by side in one. A conditional reconstruction decoder always sees the
-        true previous frame, a predictor only where it isn't in a closed loop.
+        true frame after, as it goes from the last one to the first; a predictor the true one before, unless in a closed
+        loop.
         """
         runs, heads, z = [], [], [None, None]
-        if backwards is not None:
-            seen = backwards if self.reconstruct_mode == "conditional" else None
+        if x is not None:
+            seen = x if self.reconstruct_mode == "conditional" else None
             copy = "reconstruct" in self.copy_state
             start = self._reconstruction_state(state)
-            runs.append(DecoderRun(self.reconstructor, start, len(backwards), seen, copy))
+            runs.append(DecoderRun(self.reconstructor, start, len(x), seen, copy, reverse=True))
             heads.append((0, self.reconstruction_head))
         if steps:
             copy, is_conditional = "predict" in self.copy_state, self.predict_mode == "conditional"
@@ -261,7 +265,7 @@ class FusedComposite(nn.Module):
     # ---- Frames and flat vectors ----
 
     def _flatten(self, frames: Tensor, name: str) -> Tensor:
-        """`frames` as (T, B, D) in the model's dtype, time first."""
+        """`frames` as (T, B, D), time first."""
         dims = len(self.frame_shape) + 2
         if frames.dim() != dims or tuple(frames.shape[2:]) != self.frame_shape:
             order = "B, T" if self.batch_first else "T, B"
@@ -275,7 +279,7 @@ class FusedComposite(nn.Module):
             raise ValueError(f"{name} are on {frames.device}, the model is on {weight.device}")
         if frames.dtype not in (torch.uint8, weight.dtype) and autocast_dtype(frames.device.type) is None:
             raise TypeError(f"{name} must be uint8 or the model's {weight.dtype}, got {frames.dtype}")
-        return as_frames(x, weight.dtype)
+        return x
 
     def _unflatten(self, x: Tensor) -> Tensor:
         frames = x.unflatten(2, self.frame_shape)

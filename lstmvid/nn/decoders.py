@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..functional import as_frames
 from ..ops import LayerWeights, closed_loop, lstm_sequence, serves_closed_loop
 from .likelihoods import Likelihood
 from .stack import LSTMStack, State, run_groups
@@ -16,8 +17,9 @@ from .stack import LSTMStack, State, run_groups
 class DecoderRun(NamedTuple):
     """What one decoder does in a call: `steps` frames from `state`, each (L, B, H).
 
-    At step t it sees `seen[t - 1]` of `seen (T, B, D)`, zeros at first, or never anything. With `copy_state` its state
-    at the first step *is* `state`, so that it takes one step less.
+    At each step but its first it sees the frame before of `seen (T, B, D)`, or never anything. With `copy_state` its
+    state at the first step *is* `state`, so that it takes one step less. `reverse`: it goes from the last frame to the
+    first; `seen` and what it returns are in order of time.
     """
 
     stack: LSTMStack
@@ -25,29 +27,27 @@ class DecoderRun(NamedTuple):
     steps: int
     seen: Tensor | None
     copy_state: bool
+    reverse: bool = False
 
     @property
     def steps_to_take(self) -> int:
         return self.steps - self.copy_state
 
     def inputs(self) -> list[Tensor]:
-        """`(T, B, D)` of the steps to take, or nothing."""
+        """A frame for each step, the first one of all aside; or nothing."""
         if self.seen is None:
             return []
-        if self.copy_state:
-            return [self.seen[:-1]]
-        return [torch.cat([torch.zeros_like(self.seen[:1]), self.seen[:-1]])]
+        return [self.seen[1:] if self.reverse else self.seen[:-1]]
 
 
 def are_alike(runs: Sequence[DecoderRun]) -> bool:
-    """Whether stacks of one architecture take as many steps, all with or all without input."""
-    first = runs[0]
-    return all(
-        run.stack.input_size == first.stack.input_size
-        and run.steps_to_take == first.steps_to_take
-        and (run.seen is None) == (first.seen is None)
-        for run in runs[1:]
-    )
+    """Whether stacks of one architecture take as many steps, all with or all without input of one kind."""
+
+    def kind(run: DecoderRun):
+        has_input = run.seen is not None
+        return run.stack.input_size, run.steps_to_take, has_input and (run.copy_state, run.seen.dtype)
+
+    return all(kind(run) == kind(runs[0]) for run in runs[1:])
 
 
 def run_decoders(runs: Sequence[DecoderRun]) -> list[Tensor]:
@@ -58,13 +58,15 @@ def run_decoders(runs: Sequence[DecoderRun]) -> list[Tensor]:
     outputs: Sequence[Tensor | None] = [None] * len(runs)
     if steps:
         inputs = [x for run in runs for x in run.inputs()]
-        output, _, _ = run_groups([run.stack for run in runs], inputs, [run.state for run in runs], steps)
+        options = {"reverse": [run.reverse for run in runs]}
+        output, _, _ = run_groups([run.stack for run in runs], inputs, [run.state for run in runs], steps, **options)
         outputs = output.unbind(0)
     results = []
     for run, hidden in zip(runs, outputs, strict=True):
         first = [run.state[0][-1:]] if run.copy_state else []
         later = [] if hidden is None else [hidden]
-        results.append(torch.cat(first + later) if len(first + later) > 1 else (first + later)[0])
+        parts = later + first if run.reverse else first + later
+        results.append(torch.cat(parts) if len(parts) > 1 else parts[0])
     return results
 
 
@@ -80,7 +82,7 @@ def run_closed_loop(run: DecoderRun, head: nn.Linear, likelihood: Likelihood, ow
     drops = stack.training and stack.dropout > 0 and stack.num_layers > 1
     if drops or not serves_closed_loop(stack.backend):
         return _run_step_by_step(run, head, likelihood, own)
-    truth = None if own is None else run.seen[:-1]
+    truth = None if own is None else as_frames(run.seen[:-1], head.weight.dtype)
     said, first = [], None
     if run.copy_state:
         said.append(head(state[0][-1])[None])
@@ -106,7 +108,7 @@ def run_closed_loop(run: DecoderRun, head: nn.Linear, likelihood: Likelihood, ow
 def _next_frame(z: Tensor, likelihood: Likelihood, step: int, truth: Tensor | None, own: Tensor | None) -> Tensor:
     """What the step after `step` sees, `(B, D)`."""
     frame = likelihood.mean(z)
-    return frame if own is None else torch.where(own[step].unsqueeze(-1), frame, truth[step])
+    return frame if own is None else torch.where(own[step].unsqueeze(-1), frame, as_frames(truth[step], frame.dtype))
 
 
 def _run_step_by_step(run: DecoderRun, head: nn.Linear, likelihood: Likelihood, own: Tensor | None) -> Tensor:

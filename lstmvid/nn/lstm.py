@@ -25,7 +25,8 @@ class LSTM(nn.LSTM):
         backend: `"auto"`, the fastest one that can run the call; or `"cuda"`, `"triton"`, `"cpu"`, `"torch"`
             (`torch.nn.LSTM`'s own path: cuDNN, oneDNN), `"reference"`. One that is named and can't run the call
             raises `lstmvid.BackendUnavailable` with the reason.
-        recompute: whether backward reads saved gates (`"none"`), computes them again (`"gates"`), or what suits.
+        recompute: whether backward reads saved gates (`"none"`), computes them again (`"gates"`), or does so where
+            they would take more than an eighth of the device's memory (`"auto"`).
 
     The other arguments, the shapes and the errors are `torch.nn.LSTM`'s. Inside a `torch.func` transform and under
     `torch.jit.trace`, `"auto"` takes plain torch code or `torch.nn.LSTM`'s own path (docs/drop-in.md).

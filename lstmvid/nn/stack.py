@@ -95,17 +95,23 @@ class LSTMStack(nn.Module):
 
 
 def run_groups(
-    stacks: Sequence[LSTMStack], inputs: list[Tensor], states: Sequence[State], steps: int
+    stacks: Sequence[LSTMStack],
+    inputs: list[Tensor],
+    states: Sequence[State],
+    steps: int,
+    *,
+    reverse: Sequence[bool] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Stacks of one architecture over the same number of steps, side by side in one call.
 
-    `inputs`: none, one `(T, B, D)` for all stacks, or one for each. Returns output `(G, T, B, H)` and the final states
-    `(G, L, B, H)`.
+    `inputs`: none, one `(T, B, D)` for all stacks, or one for each; with a frame less the step that runs first sees
+    nothing. `reverse`: which stacks run from the last step to the first. Returns output `(G, T, B, H)` and the final
+    states `(G, L, B, H)`.
     """
     first = stacks[0]
     h_0, c_0 = (torch.stack(tensors) for tensors in zip(*states, strict=True))
     weights = [stack.layer_weights() for stack in stacks]
-    options = {"steps": steps, "backend": first.backend, "recompute": first.recompute}
+    options = {"steps": steps, "reverse": reverse, "backend": first.backend, "recompute": first.recompute}
     if not (first.training and first.dropout > 0 and first.num_layers > 1):
         output, h_n, c_n, _ = lstm_sequence(inputs, h_0, c_0, weights, **options)
         return output, h_n, c_n

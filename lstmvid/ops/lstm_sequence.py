@@ -4,7 +4,8 @@ Shapes: `T` steps, `B` batch, `D` input features, `H` hidden units, `L` layers, 
 size that run at the same time: two decoders, or the two directions of a bidirectional layer).
 
     lstmvid::lstm_sequence
-      inputs     0 (no input), 1 (shared by the groups) or G tensors [T, B, D]
+      inputs     0 (no input), 1 (shared by the groups) or G tensors [T, B, D]; or [T-1, B, D]: then the step that runs
+                 first sees nothing, and the others one frame each. uint8 is scaled by 1/255
       h_0, c_0   [G, L, B, H]; c_0 in the state dtype (float32 for half precision operands, else the operands')
       weights    for each group and layer: [weight_ih [4H, D]] weight_hh [4H, H] [bias [4H]] [peephole [3H]]
       lengths    [B] int64: steps of each sequence; the padding behind is never run
@@ -32,6 +33,8 @@ from torch import Tensor
 
 from .. import backends
 from ..backends import Request, reference
+from ..backends.frames import Frames
+from ..backends.memory import recomputes
 from ..backends.windows import MIN_STEPS
 from .double_backward import second_derivatives
 
@@ -64,7 +67,10 @@ def _check(inputs, h_0, c_0, weights, lengths, steps, bias, peephole, reverse, *
     groups, layers, batch, size = h_0.shape
     features = inputs[0].size(-1) if inputs else None
     shapes = [("h_0", h_0, (groups, layers, batch, size)), ("c_0", c_0, (groups, layers, batch, size))]
-    shapes += [(f"inputs[{i}]", x, (steps, batch, features)) for i, x in enumerate(inputs)]
+    is_blind = bool(inputs) and inputs[0].size(0) == steps - 1
+    if is_blind and lengths is not None:
+        raise ValueError("inputs of a frame less than steps can't have lengths")
+    shapes += [(f"inputs[{i}]", x, (steps - is_blind, batch, features)) for i, x in enumerate(inputs)]
     expected = []
     for index in range(groups * layers):
         width = size if index % layers else features
@@ -78,6 +84,8 @@ def _check(inputs, h_0, c_0, weights, lengths, steps, bias, peephole, reverse, *
     shapes += [(f"weights[{i}]", w, shape) for i, (w, shape) in enumerate(zip(weights, expected, strict=True))]
     for name, tensor, shape in shapes:
         dtype = state_dtype(h_0.dtype) if name == "c_0" else h_0.dtype
+        if tensor.dtype == torch.uint8 and name.startswith("inputs") and inputs[0].dtype == torch.uint8:
+            dtype = torch.uint8
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise ValueError(f"{name} must be {shape} of {dtype}, got {tuple(tensor.shape)} of {tensor.dtype}")
     if lengths is not None and (tuple(lengths.shape) != (batch,) or lengths.dtype != torch.int64):
@@ -242,7 +250,8 @@ def lstm_sequence(
     """Run `G` stacks over `steps` frames: chooses the backend, then calls the operator (shapes: this module's head).
 
     `weights[group][layer]`; `c_0` and the returned `c_n` may have the operands' dtype or the state dtype, and `c_n`
-    comes back in that of `c_0`. Shapes are the caller's to check: this is the layer under the public functions.
+    comes back in that of `c_0`. Shapes are the caller's to check: this is the layer under the public functions. `uint8`
+    inputs, and those of a frame less than `steps`, become what the steps see without a copy of the whole on `cpu`.
 
     Inside a `torch.func` transform and under `torch.jit.trace` plain torch code runs, without the operator.
 
@@ -257,7 +266,8 @@ def lstm_sequence(
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, h_0, c_0, *flat))
     cell_dtype = c_0.dtype
     cast = autocast_dtype(device) or h_0.dtype
-    frames, h_0, flat = [x.to(cast) for x in inputs], h_0.to(cast), [w.to(cast) for w in flat]
+    h_0, flat = h_0.to(cast), [w.to(cast) for w in flat]
+    frames = [x if x.dtype == torch.uint8 else x.to(cast) for x in inputs]
     request = Request(
         device=device,
         dtype=h_0.dtype,
@@ -276,6 +286,9 @@ def lstm_sequence(
         traced=torch.jit.is_tracing(),
     )
     name = backends.resolve(backend, request)
+    if name not in ("cpu", "reference"):  # which read them where they are
+        each = frames * groups if frames and len(frames) < groups and len(frames[0]) < steps else frames
+        frames = [Frames(x, steps, back, cast).whole() for x, back in zip(each, reverse, strict=False)]
     if name == "torch":
         result = backends.torch.forward(frames, h_0, c_0, weights, steps, reverse)
         return LSTMResult(result[0], result[1], result[2].to(cell_dtype), None)
@@ -287,6 +300,6 @@ def lstm_sequence(
         output, h_n, c_n, _, cells, _ = reference.forward(*arguments, False, all_cells, False, chunk)
     else:
         output, h_n, c_n, _, cells, _ = torch.ops.lstmvid.lstm_sequence(
-            *arguments, needs_grad, all_cells, recompute == "gates", chunk, name
+            *arguments, needs_grad, all_cells, recomputes(name, request), chunk, name
         )
     return LSTMResult(output, h_n, c_n.to(cell_dtype), cells if all_cells else None)

@@ -44,6 +44,12 @@ CASES = {
     "ragged, reverse, with an empty one": {"lengths": (0, 4, 2), "reverse": (True,), "num_layers": 2},
     "all cells": {"all_cells": True, "num_layers": 2, "peephole": True},
     "all cells, ragged, reverse": {"all_cells": True, "lengths": (2, 5, 3), "reverse": (True,), "peephole": True},
+    "first step without a frame": {"blind": True, "num_layers": 2, "peephole": True},
+    "first step without a frame, reverse": {"blind": True, "reverse": (True,), "bias": False},
+    "first step without a frame, two directions": {"blind": True, "groups": 2, "reverse": (False, True)},
+    "one step without a frame": {"blind": True, "steps": 1},
+    "pixels": {"pixels": True, "num_layers": 2},
+    "pixels, first step without a frame": {"pixels": True, "blind": True, "steps": 70, "reverse": (True,)},
     "long": {"steps": 70, "batch": 2, "hidden_size": 5, "input_size": 3},
 }
 
@@ -66,6 +72,7 @@ def test_agrees_with_reference(backend, dtype, name):
 def _cases(draw):
     steps, batch = draw(st.integers(1, 9)), draw(st.integers(1, 14))
     groups = draw(st.integers(1, 3))
+    lengths = draw(st.none() | st.tuples(*[st.integers(0, steps)] * batch))
     return Case(
         steps=steps,
         batch=batch,
@@ -76,9 +83,11 @@ def _cases(draw):
         shared_input=draw(st.booleans()),
         bias=draw(st.booleans()),
         peephole=draw(st.booleans()),
-        lengths=draw(st.none() | st.tuples(*[st.integers(0, steps)] * batch)),
+        lengths=lengths,
         reverse=tuple(draw(st.booleans()) for _ in range(groups)),
         all_cells=draw(st.booleans()),
+        blind=draw(st.booleans()) and lengths is None,
+        pixels=draw(st.booleans()),
         recompute=draw(st.sampled_from(["none", "gates"])),
         chunk=draw(st.integers(1, 10)),
         dtype=draw(st.sampled_from(DTYPES)),

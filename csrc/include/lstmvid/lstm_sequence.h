@@ -15,8 +15,9 @@ struct LstmSequenceFwd {
   DType dtype;
   bool reverse;  // run time backwards, each sequence from its own last step
   int threads;
+  bool blind;              // the step that runs first sees nothing: the projection has T-1 steps, without that one
   const void* projection;  // [T, B, 4H] operand: W_ih x_t + b, or null without input
-  const void* bias;        // [4H]       operand: added where the projection has none, or null
+  const void* bias;        // [4H]       operand: added in steps without a projection, or null
   const void* weight_hh;   // [4H, H]    operand, or null: the projection holds the (only) step's product already
   const void* peephole;    // [3H]       operand, order i f o, or null
   const void* h_0;         // [B, H]     operand

@@ -64,6 +64,7 @@ def forward(
     calls = [
         _layer(h_0, steps, layer)
         | {
+            "blind": False,
             "projection": None,
             "bias": layer.bias,
             "h_0": h_0[index],

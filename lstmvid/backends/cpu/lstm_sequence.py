@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ... import _native
 from ..dense import input_gradient, linear, weight_gradient
+from ..frames import Frames
 from ..layers import Weights, layer_weights
 from ..weight_gradients import Totals, gradients_of_nothing
 from ..windows import Window, even_windows, origins, windows
@@ -40,10 +41,17 @@ def _windows(h_0: Tensor, steps: int) -> list[Window]:
     return even_windows(steps, h_0.size(-2) * 4 * h_0.size(-1) * h_0.element_size(), "cpu")
 
 
+def _frames(
+    inputs: Sequence[Tensor], group: int, dtype: torch.dtype, steps: int, reverse: Sequence[bool]
+) -> Frames | None:
+    """What a group's lowest layer sees."""
+    return Frames(inputs[group if len(inputs) > 1 else 0], steps, reverse[group], dtype) if inputs else None
+
+
 class _Layer(NamedTuple):
     """One layer of one group forward: sequences [T, B, ...], states [B, H]; None for what isn't there or isn't kept."""
 
-    x: Tensor | None
+    x: Frames | None
     weights: Weights
     reverse: bool
     lengths: Tensor | None
@@ -67,20 +75,23 @@ def _run(layer: _Layer, parts: list[Window]) -> None:
         if layer.checkpoints is not None:
             layer.checkpoints[index] = c
         weight_ih, weight_hh, bias, peephole = layer.weights
-        projection = None if layer.x is None else linear(layer.x[time], weight_ih, bias)
-        bias = bias if projection is None else None
-        if part.end - part.first == 1:
+        count, projection = part.end - part.first, None
+        if layer.x is not None:
+            _, frames = layer.x.seen(time)
+            projection = linear(frames, weight_ih, bias) if len(frames) else None
+        if count == 1:
             # One product only: packing the weights would cost more than it.
-            product = linear(h, weight_hh, bias)
+            product = linear(h, weight_hh, bias if projection is None else None)
             projection = product if projection is None else projection.add_(product)
-            weight_hh = bias = None
+            weight_hh = None
         _native.lstm_sequence_cpu(
             "fwd",
-            steps=part.end - part.first,
+            steps=count,
             batch=batch,
             hidden=size,
             dtype=layer.output.dtype,
             reverse=layer.reverse,
+            blind=projection is not None and len(projection) < count,
             projection=projection,
             bias=bias,
             weight_hh=weight_hh,
@@ -128,7 +139,7 @@ def forward(
     if batch == 0 or steps == 0:
         return output, h_n.copy_(h_0), c_n.copy_(c_0), hidden, cells, gates
     for group in range(groups):
-        x = inputs[group if len(inputs) > 1 else 0] if inputs else None
+        x = _frames(inputs, group, h_0.dtype, steps, reverse)
         for index in range(num_layers):
             at = (group, index)
             if index == num_layers - 1:
@@ -150,14 +161,14 @@ def forward(
                 checkpoints=cells[at] if checkpoints else None,
             )
             _run(layer, parts)
-            x = y
+            x = Frames(y, steps, reverse[group], y.dtype)
     return output, h_n, c_n, hidden, cells, gates
 
 
 class _Saved(NamedTuple):
     """One layer of one group backward: what forward left, and the gradients of what it returned."""
 
-    x: Tensor | None
+    x: Frames | None
     weights: Weights
     reverse: bool
     lengths: Tensor | None
@@ -188,7 +199,8 @@ def _gates_again(layer: _Saved, before: Tensor, c: Tensor, time: slice) -> tuple
     (steps, batch, size), weights = before.shape, layer.weights
     z = linear(before, weights.weight_hh, weights.bias)
     if layer.x is not None:
-        z += linear(layer.x[time], weights.weight_ih)
+        rows, frames = layer.x.seen(time)
+        z[rows] += linear(frames, weights.weight_ih)
     cells = c.new_empty(steps, batch, size)
     _native.lstm_sequence_cpu(
         "fwd",
@@ -197,6 +209,7 @@ def _gates_again(layer: _Saved, before: Tensor, c: Tensor, time: slice) -> tuple
         hidden=size,
         dtype=before.dtype,
         reverse=layer.reverse,
+        blind=False,
         projection=z,
         bias=None,
         weight_hh=None,  # what it would multiply is in `z` already
@@ -254,7 +267,9 @@ def _backward(layer: _Saved, parts: list[Window], need_weights: bool) -> Iterato
         grad_h, grad_c = layer.grad_h_0, layer.grad_c_0  # in place from one window to the next
         gradients = []
         if need_weights:
-            gradients += [] if layer.x is None else [weight_gradient(grad_gates, layer.x[time])]
+            if layer.x is not None:
+                rows, frames = layer.x.seen(time)
+                gradients.append(weight_gradient(grad_gates[rows], frames))
             gradients.append(weight_gradient(grad_gates, before))
             gradients += [] if layer.weights.bias is None else [grad_gates.sum((0, 1))]
             gradients += [] if grad_peephole is None else [grad_peephole]
@@ -303,7 +318,9 @@ def backward(
         grad_y = None if grad_output is None else grad_output[group]
         for index in reversed(range(num_layers)):
             at, place = (group, index), group * num_layers + index
-            x = hidden[group, index - 1] if index else (inputs[group if len(inputs) > 1 else 0] if inputs else None)
+            x = _frames(inputs, group, h_0.dtype, steps, reverse)
+            if index:
+                x = Frames(hidden[group, index - 1], steps, reverse[group], h_0.dtype)
             layer = _Saved(
                 x=x,
                 weights=layers[place],
@@ -331,7 +348,7 @@ def backward(
                 order = below if reverse[group] else below[::-1]
                 grad_y = order[0] if len(order) == 1 else torch.cat(order)
         if need_inputs:
-            grad_inputs.append(grad_y)
+            grad_inputs.append(_frames(inputs, group, h_0.dtype, steps, reverse).gradient(grad_y).contiguous())
     if need_inputs and len(inputs) < groups:
         grad_inputs = [torch.stack(grad_inputs).sum(0)]
     return grad_inputs, grad_h_0, grad_c_0, totals.flat(h_0.dtype) if need_weights else []

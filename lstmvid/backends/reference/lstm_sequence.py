@@ -64,6 +64,15 @@ def _state_dtype(operand: torch.dtype) -> torch.dtype:
     return torch.float32 if operand in (torch.bfloat16, torch.float16) else operand
 
 
+def _seen(frames: Tensor, operand: torch.dtype, steps: int, reverse: bool) -> Tensor:
+    """[T, B, D]: what each step sees; zeros for the one that runs first where there is a frame less than steps."""
+    frames = frames.to(operand) / 255 if frames.dtype == torch.uint8 else frames
+    if len(frames) == steps:
+        return frames
+    nothing = frames.new_zeros(1, *frames.shape[1:])
+    return torch.cat([frames, nothing] if reverse else [nothing, frames])
+
+
 def _active(lengths: Tensor | None, time: int) -> Tensor | None:
     """[B, 1]: which sequences still run at this time step; None when all do."""
     return None if lengths is None else (lengths > time).unsqueeze(-1)
@@ -122,7 +131,7 @@ def forward(
     layers = take_layers(weights, groups, num_layers, bool(inputs), bias, peephole)
     traces: list[list[_Trace]] = []
     for group in range(groups):
-        x = inputs[group if len(inputs) > 1 else 0] if inputs else None
+        x = _seen(inputs[group if len(inputs) > 1 else 0], h_0.dtype, steps, reverse[group]) if inputs else None
         traces.append([])
         for index, layer in enumerate(layers[group]):
             run = run_layer(x, h_0[group, index], c_0[group, index], layer, steps, lengths, reverse[group])
@@ -271,7 +280,8 @@ def backward(
         grad_top = torch.zeros_like(output[group]) if grad_output is None else grad_output[group]
         for index in reversed(range(num_layers)):
             layer, back = layers[group][index], reverse[group]
-            x = hidden[group, index - 1] if index else (inputs[source] if inputs else None)
+            x = _seen(inputs[source], h_0.dtype, steps, back) if inputs else None
+            x = hidden[group, index - 1] if index else x
             h = output[group] if index == num_layers - 1 else hidden[group, index]
             h_before = _previous(h, h_0[group, index], lengths, back)
             c, activated = cells[group, index], gates[group, index]
@@ -302,6 +312,8 @@ def backward(
             if index or (need_inputs and inputs):
                 grad_top = (grad_gates @ layer.weight_ih.to(state)).to(h_0.dtype)
         if need_inputs and inputs:
+            if len(inputs[source]) < steps:
+                grad_top = grad_top[:-1] if reverse[group] else grad_top[1:]
             grad_inputs[source] += grad_top
     return grad_inputs, grad_h_0, grad_c_0, [gradient for layer in grad_weights for gradient in layer]
 

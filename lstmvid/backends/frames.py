@@ -1,0 +1,50 @@
+"""An input as a call was given it, and what its steps see of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def as_operand(frames: Tensor, dtype: torch.dtype) -> Tensor:
+    """`uint8` frames as `dtype`, scaled by 1/255 to [0, 1]; others in `dtype`."""
+    return frames.to(dtype).div_(255) if frames.dtype == torch.uint8 else frames.to(dtype)
+
+
+class Frames(NamedTuple):
+    """`given` [T, B, D], or [T - 1, B, D]: then the step that runs first sees nothing, and the others one frame each.
+
+    `dtype` is that of the operands; `uint8` frames become them a stretch of time at a time.
+    """
+
+    given: Tensor
+    steps: int
+    reverse: bool
+    dtype: torch.dtype
+
+    def seen(self, time: slice) -> tuple[slice, Tensor]:
+        """Of a stretch of time: which of its steps see a frame, and these frames [n, B, D]."""
+        if len(self.given) == self.steps:
+            return slice(0, time.stop - time.start), as_operand(self.given[time], self.dtype)
+        if self.reverse:  # the last step runs first
+            stop = min(time.stop, self.steps - 1)
+            return slice(0, stop - time.start), as_operand(self.given[time.start : stop], self.dtype)
+        blind = int(time.start == 0)
+        frames = self.given[time.start - 1 + blind : time.stop - 1]
+        return slice(blind, time.stop - time.start), as_operand(frames, self.dtype)
+
+    def whole(self) -> Tensor:
+        """[T, B, D]: what every step sees, zeros for nothing."""
+        frames = as_operand(self.given, self.dtype)
+        if len(frames) == self.steps:
+            return frames
+        nothing = frames.new_zeros(1, *frames.shape[1:])
+        return torch.cat([frames, nothing] if self.reverse else [nothing, frames])
+
+    def gradient(self, of_whole: Tensor) -> Tensor:
+        """Of what was given, from that of what every step sees."""
+        if len(self.given) == self.steps:
+            return of_whole
+        return of_whole[:-1] if self.reverse else of_whole[1:]
