@@ -75,7 +75,15 @@ def _prepare_for_forks() -> None:
 @functools.cache
 def _lstm_sequence_cpu_workspace(direction: str, hidden: int, batch: int, dtype: int, has_weights: bool) -> int:
     """Bytes of workspace that a call of these sizes needs; everything else that it takes doesn't matter to that."""
-    sizes = {"steps": 1, "batch": batch, "hidden": hidden, "dtype": dtype, "reverse": False, "threads": 1}
+    sizes = {
+        "steps": 1,
+        "batch": batch,
+        "hidden": hidden,
+        "dtype": dtype,
+        "reverse": False,
+        "threads": 1,
+        "blind": False,
+    }
     absent = dict.fromkeys(_CPU_TENSORS[direction], 0)
     query = getattr(_C, f"lstm_sequence_{direction}_workspace")
     return query(**absent | sizes | {"weight_hh": int(has_weights), "workspace": 0})

@@ -141,7 +141,7 @@ none = dict.fromkeys(("projection", "bias", "peephole", "lengths", "cells", "gat
 def kernel():
     output = torch.empty(6, 32, 256)
     results = {"output": output, "h_n": torch.empty(32, 256), "c_n": torch.empty(32, 256)}
-    sizes = {"steps": 6, "batch": 32, "hidden": 256, "dtype": torch.float32, "reverse": False}
+    sizes = {"steps": 6, "batch": 32, "hidden": 256, "dtype": torch.float32, "reverse": False, "blind": False}
     given = {"h_0": state[0][0], "c_0": state[1][0], "weight_hh": weights[0]}
     _native.lstm_sequence_cpu("fwd", **sizes, **given, **results, **none)
     return output
