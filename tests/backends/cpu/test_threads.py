@@ -100,7 +100,7 @@ def same(a, b):
 """
 
 
-def _python(script: str, seconds: float = 60) -> str:
+def _python(script: str, seconds: float = 300) -> str:
     """What a process of its own prints; one that hangs is ended, with all that it has started."""
     process = subprocess.Popen(
         [sys.executable, "-c", SETUP + script],
