@@ -1,7 +1,7 @@
 """What is compared: models as people write them on `torch.nn.LSTM`, and ours with the same weights.
 
 A contestant is a module that computes `Case`'s function. All of a case start from one state_dict and get the same
-frames, so their results and gradients must be equal up to rounding, which `worst_error` judges.
+frames, so their results and gradients must be equal up to rounding, which `worst` judges.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class PlainComposite(nn.Module):
 
 
 def cross_entropy(logits: Tensor, frames: Tensor) -> Tensor:
-    total = F.binarycross_entropy_with_logits(logits, frames, reduction="sum")
+    total = F.binary_cross_entropy_with_logits(logits, frames, reduction="sum")
     return total / (frames.size(0) * frames.size(1))
 
 

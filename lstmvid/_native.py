@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Sequence
 
 import torch
@@ -52,6 +53,25 @@ def _arguments(named: dict) -> dict:
     return {name: _convert(value) for name, value in named.items()}
 
 
+def _threads() -> int:
+    """How many a kernel on the CPU may use: torch's number."""
+    threads = torch.get_num_threads()
+    if threads > 1:
+        _prepare_for_forks()
+    return threads
+
+
+@functools.cache
+def _prepare_for_forks() -> None:
+    """Processes forked from one that has computed with several threads begin with one, as a `DataLoader`'s workers do.
+
+    Of OpenMP's threads, which torch and the kernels share, only the one that forks lives on in the child, and GCC's
+    library waits there for the others forever, in torch's own operators just as in `torch.nn.LSTM`.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
+
+
 @functools.cache
 def _lstm_sequence_cpu_workspace(direction: str, hidden: int, batch: int, dtype: int, has_weights: bool) -> int:
     """Bytes of workspace that a call of these sizes needs; everything else that it takes doesn't matter to that."""
@@ -90,7 +110,7 @@ def lstm_sequence_cpu(direction: str, **named) -> None:
     arguments = _arguments(named)
     sizes = (arguments["hidden"], arguments["batch"], arguments["dtype"], arguments["weight_hh"] != 0)
     workspace = empty([_lstm_sequence_cpu_workspace(direction, *sizes) + 64], torch.uint8)
-    arguments["threads"] = torch.get_num_threads()
+    arguments["threads"] = _threads()
     arguments["workspace"] = (workspace.data_ptr() + 63) // 64 * 64
     getattr(_C, f"lstm_sequence_{direction}_cpu")(**arguments)
 
@@ -104,7 +124,7 @@ def closed_loop_cpu(direction: str, *, layers: list[dict], weight_ih: list[Tenso
 
     Tensors must be contiguous and of the right dtype and shape: that is the caller's promise.
     """
-    threads = {"threads": torch.get_num_threads(), "workspace": 0}
+    threads = {"threads": _threads(), "workspace": 0}
     arguments = _arguments(named) | {"link": LINKS.index(link), "workspace": 0}
     arguments["layers"] = [_arguments(layer) | threads for layer in layers]
     arguments["weight_ih"] = [weight.data_ptr() for weight in weight_ih]

@@ -19,7 +19,6 @@ from ..frames import Frames
 from ..layers import Weights, layer_weights
 from ..weight_gradients import Totals, gradients_of_nothing
 from ..windows import Window, even_windows, origins, windows
-from .forks import prepare_for_forks
 
 
 def unavailable(request) -> str | None:
@@ -124,8 +123,6 @@ def forward(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As the operator's schema says (`lstmvid/ops/lstm_sequence.py`)."""
-    if torch.get_num_threads() > 1:
-        prepare_for_forks()
     groups, num_layers, batch, size = h_0.shape
     h_0, c_0, inputs = h_0.contiguous(), c_0.contiguous(), [x.contiguous() for x in inputs]
     lengths = None if lengths is None else lengths.contiguous()

@@ -90,7 +90,7 @@ def test_forward_kernel(addresses):
     def kernel(steps: int, projection: Tensor, output: Tensor, gates: Tensor) -> list[Tensor]:
         h_0, c_0 = torch.zeros(BATCH, SIZE, **kind), torch.zeros(BATCH, SIZE)
         h_n, c_n = torch.empty_like(h_0), torch.empty_like(c_0)
-        sizes = {"steps": steps, "batch": BATCH, "hidden": SIZE, "reverse": False, **kind}
+        sizes = {"steps": steps, "batch": BATCH, "hidden": SIZE, "reverse": False, "blind": False, **kind}
         none = dict.fromkeys(("bias", "weight_hh", "peephole", "lengths", "cells"))
         results = {"output": output, "h_n": h_n, "c_n": c_n, "gates": gates}
         _native.lstm_sequence_cpu("fwd", **sizes, projection=projection, h_0=h_0, c_0=c_0, **results, **none)
