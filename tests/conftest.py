@@ -46,7 +46,7 @@ def restored_threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_video():
     """Writes a small real video; skips the test where PyAV is missing."""
     return _write_video
