@@ -15,6 +15,7 @@ from PIL import Image
 
 from lstmvid.cli import main
 from lstmvid.data.registry import SOURCES
+from lstmvid.testing import write_video
 from lstmvid.training.checkpoint import load_model, read_checkpoint
 
 RNG = np.random.default_rng(0)
@@ -31,7 +32,16 @@ def frames(folder: Path) -> dict:
     return {"input_frames": 3, "target_frames": 2, "options": {"stride": 2}, "likelihood": "gaussian"}
 
 
-FILES: dict[str, Callable[[Path], dict]] = {"taxibj": taxibj, "frames": frames}
+def video(folder: Path) -> dict:
+    pytest.importorskip("av", reason="PyAV is missing: pip install 'lstmvid[video]'")
+    for number in range(5):
+        write_video(folder / f"{number}.mp4", 20 + number, codec="libx264")
+    (folder / "broken.avi").write_bytes(b"no video")
+    options = {"size": 12, "short_side": 24, "training_clips": 9, "hold_out": "time"}
+    return {"input_frames": 2, "target_frames": 2, "options": options, "likelihood": "gaussian"}
+
+
+FILES: dict[str, Callable[[Path], dict]] = {"taxibj": taxibj, "frames": frames, "video": video}
 
 
 def test_every_source_is_here():

@@ -17,6 +17,7 @@ MOVING_MNIST = "moving_mnist"  # made on the fly, so with settings of its own an
 
 SOURCES = {
     "frames": "lstmvid.data.frames:open_frames",
+    "video": "lstmvid.data.video_source:open_video",
     "taxibj": "lstmvid.data.taxibj:open_taxibj",
 }
 
