@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import lstmvid
 
 _COMMANDS = {
-    "train": "train a composite model on Moving MNIST",
+    "train": "train a composite model on Moving MNIST or another data set",
     "evaluate": "score a model's predictions and reconstructions beside floors",
     "predict": "draw predictions: PNG strips and animated GIFs",
     "convert": "turn the model files of the paper's authors into ours",

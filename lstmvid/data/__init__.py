@@ -4,5 +4,19 @@ from __future__ import annotations
 
 from lstmvid.data.digits import load_digits, split_digits
 from lstmvid.data.moving_mnist import MovingMNIST, read_moving_mnist, trajectories
+from lstmvid.data.registry import open_source, source_names
+from lstmvid.data.sequences import Cut, ShuffledBatches, Splits, Windows
 
-__all__ = ["MovingMNIST", "load_digits", "read_moving_mnist", "split_digits", "trajectories"]
+__all__ = [
+    "Cut",
+    "MovingMNIST",
+    "ShuffledBatches",
+    "Splits",
+    "Windows",
+    "load_digits",
+    "open_source",
+    "read_moving_mnist",
+    "source_names",
+    "split_digits",
+    "trajectories",
+]

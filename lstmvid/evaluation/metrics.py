@@ -24,9 +24,13 @@ class FrameMetrics:
     Args:
         cross_entropy: also report the Bernoulli cross-entropy; frames then have to lie in [0, 1].
         structure: also report SSIM and PSNR; frames then have to be images ``(C, height, width)``.
+        units: ``(mean, std)`` of frames that were normalised: errors are those of ``frames * std + mean``.
     """
 
-    def __init__(self, *, cross_entropy: bool = True, structure: bool = True) -> None:
+    def __init__(
+        self, *, cross_entropy: bool = True, structure: bool = True, units: tuple[float, float] = (0.0, 1.0)
+    ) -> None:
+        self._units = units
         self._metrics = {"mse": squared_error, "mae": absolute_error}
         if cross_entropy:
             self._metrics["cross_entropy"] = binary_cross_entropy
@@ -58,7 +62,8 @@ class FrameMetrics:
         # One step at a time: SSIM takes many times the memory of the frames that it compares.
         totals = []
         for guess, truth in zip(prediction, target, strict=True):
-            pair = _scaled("prediction", guess), _scaled("target", truth)
+            mean, std = self._units
+            pair = _scaled("prediction", guess) * std + mean, _scaled("target", truth) * std + mean
             totals.append(torch.stack([metric(*pair).sum() for metric in self._metrics.values()]))
         for name, sums in zip(self._metrics, torch.stack(totals, dim=1).cpu(), strict=True):
             self._sums[name] = self._sums.get(name, 0) + sums
@@ -69,18 +74,28 @@ class FrameMetrics:
         """Means over all frames and sequences so far.
 
         Returns:
-            ``mse``, ``mae``, ``cross_entropy`` (nats) per frame; ``mse_per_pixel``, ``mae_per_pixel``; ``ssim``; and
-            ``psnr`` in decibels (infinite once a frame was predicted exactly).
+            ``mse``, ``mae``, ``cross_entropy`` (nats) per frame; ``mse_per_pixel``, ``mae_per_pixel`` and
+            ``rmse_per_pixel``, the root of the first; ``ssim``; and ``psnr`` in decibels (infinite once a frame was
+            predicted exactly). The root is taken of the mean, here as in `per_step`.
         """
-        means = {name: curve.mean().item() for name, curve in self.per_step().items()}
-        pixels = math.prod(self._frame_shape)
-        return means | {f"{name}_per_pixel": means[name] / pixels for name in ("mse", "mae")}
+        means = self._per_pixel({name: curve.mean() for name, curve in self._means().items()})
+        return {name: mean.item() for name, mean in means.items()}
 
     def per_step(self) -> dict[str, Tensor]:
         """The same metrics at each time step: float64 ``(T,)`` each, averaged over the sequences so far."""
+        return self._per_pixel(self._means())
+
+    def _means(self) -> dict[str, Tensor]:
+        """Each metric at each step, averaged over the sequences so far."""
         if not self._sequences:
             raise ValueError("There are no metrics yet: no sequences were given to update()")
         return {name: sums / self._sequences for name, sums in self._sums.items()}
+
+    def _per_pixel(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the errors of a pixel added to those of a frame."""
+        pixels = math.prod(self._frame_shape)
+        added = {f"{name}_per_pixel": means[name] / pixels for name in ("mse", "mae")}
+        return means | added | {"rmse_per_pixel": added["mse_per_pixel"].sqrt()}
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -150,7 +165,12 @@ def mean_image(sequences: Tensor) -> Tensor:
 
 
 def floors(
-    batches: Iterable[tuple[Tensor, Tensor]], mean: Tensor, *, cross_entropy: bool = True, structure: bool = True
+    batches: Iterable[tuple[Tensor, Tensor]],
+    mean: Tensor,
+    *,
+    cross_entropy: bool = True,
+    structure: bool = True,
+    units: tuple[float, float] = (0.0, 1.0),
 ) -> dict[str, dict[str, float]]:
     """What predictors score that have learned nothing of motion.
 
@@ -159,15 +179,16 @@ def floors(
         mean: the mean training image (see `mean_image`).
         cross_entropy: report it for the mean image; to the others, which are certain of each pixel, it means nothing.
         structure: report SSIM and PSNR.
+        units: see `FrameMetrics`.
 
     Returns:
         `FrameMetrics.compute()` of ``black`` (all zero), ``mean_image`` (always the mean training image) and
         ``copy_last`` (always the last input frame).
     """
     scores = {
-        "black": FrameMetrics(cross_entropy=False, structure=structure),
-        "mean_image": FrameMetrics(cross_entropy=cross_entropy, structure=structure),
-        "copy_last": FrameMetrics(cross_entropy=False, structure=structure),
+        "black": FrameMetrics(cross_entropy=False, structure=structure, units=units),
+        "mean_image": FrameMetrics(cross_entropy=cross_entropy, structure=structure, units=units),
+        "copy_last": FrameMetrics(cross_entropy=False, structure=structure, units=units),
     }
     for frames, targets in batches:
         guesses = {

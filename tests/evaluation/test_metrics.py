@@ -37,7 +37,9 @@ def test_errors_match_the_definitions_written_as_loops() -> None:
         assert result[name] == pytest.approx(curve.mean(), rel=1e-6 if name == "psnr" else 1e-12)
     assert result["mse_per_pixel"] == pytest.approx(result["mse"] / (2 * 12 * 11))
     assert result["mae_per_pixel"] == pytest.approx(result["mae"] / (2 * 12 * 11))
-    assert set(result) == {"mse", "mae", "cross_entropy", "ssim", "psnr", "mse_per_pixel", "mae_per_pixel"}
+    assert result["rmse_per_pixel"] == pytest.approx(result["mse_per_pixel"] ** 0.5)
+    per_pixel = {"mse_per_pixel", "mae_per_pixel", "rmse_per_pixel"}
+    assert set(result) == {"mse", "mae", "cross_entropy", "ssim", "psnr"} | per_pixel
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 11, 16), (2, 3, 17, 13)])
@@ -106,7 +108,7 @@ def test_frames_that_are_no_images() -> None:
     prediction, target = random_pair(2, 3, 40)
     metrics = FrameMetrics(cross_entropy=False, structure=False)
     metrics.update(prediction * 9 - 4, target)
-    assert set(metrics.compute()) == {"mse", "mae", "mse_per_pixel", "mae_per_pixel"}
+    assert set(metrics.compute()) == {"mse", "mae", "mse_per_pixel", "mae_per_pixel", "rmse_per_pixel"}
     with pytest.raises(ValueError, match=r"frames have shape \(40,\), expected images"):
         FrameMetrics().update(prediction, target)
 
