@@ -16,6 +16,8 @@ _COMMANDS = {
     "train": "train a composite model on Moving MNIST or another data set",
     "evaluate": "score a model's predictions and reconstructions beside floors",
     "predict": "draw predictions: PNG strips and animated GIFs",
+    "features": "draw a model's input and output features",
+    "report": "write all there is to see of a model into one HTML file",
     "convert": "turn the model files of the paper's authors into ours",
     "plan": "show which backend and kernels an LSTM would run on, and how fast",
     "info": "show versions, devices and which backends can run",
