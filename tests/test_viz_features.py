@@ -50,7 +50,8 @@ def test_grid_has_a_tile_for_each(frame_shape, tile):
     features[3, 0], features[3, 1] = 2.0, -2.0
     picture = viz.feature_grid(features, frame_shape, columns=3, scale=1)
     assert picture.size == (2 * 12 + 3 * (tile[0] + 2) - 2, 2 * 12 + 2 * (tile[1] + 2) - 2)
-    pixels = np.asarray(picture)
+    assert picture.mode == ("RGB" if frame_shape[0] == 3 else "L")
+    pixels = np.asarray(picture.convert("RGB"))
     grey = (pixels == 128).all(2).sum()
     assert grey == (5 * tile[0] * tile[1]) - 2  # the zeros; the sixth place is empty
     corner = pixels[12 + tile[1] + 2, 12]  # of the fourth feature, in the second row

@@ -74,14 +74,11 @@ def feature_grid(
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     gap = max(1, GAP // 2)
-    picture = Image.new(
-        "RGB",
-        (2 * MARGIN + columns * (size[0] + gap) - gap, 2 * MARGIN + rows * (size[1] + gap) - gap),
-        PAPER,
-    )
+    extent = (2 * MARGIN + columns * (size[0] + gap) - gap, 2 * MARGIN + rows * (size[1] + gap) - gap)
+    picture = Image.new(*(("RGB", extent, PAPER) if channels == 3 else ("L", extent, PAPER[0])))
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
-        frame = Image.fromarray(tile).convert("RGB").resize(size, Image.Resampling.NEAREST)
+        frame = Image.fromarray(tile).resize(size, Image.Resampling.NEAREST)
         picture.paste(frame, (MARGIN + column * (size[0] + gap), MARGIN + row * (size[1] + gap)))
     return picture
 
