@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,30 @@ def main(arguments: list[str]) -> int:
         several = source.batches(count, arguments.batch_size)
         return track(several, what, total, console=console, transient=True, disable=quiet)
 
+    scores = figures(source, count, batches)
+    if source.labelled:
+        scores["anomaly"] = anomaly(source, arguments.batch_size, console)
+    if arguments.json:
+        with written_whole(arguments.json) as partial:
+            partial.write_text(json.dumps(scores, indent=2) + "\n")
+    for title, header, rows, caption in tables(source, scores):
+        table = Table(title=title, caption=caption or None)
+        for column, label in enumerate(header):
+            table.add_column(label, justify="right" if column else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    return 0
+
+
+def figures(source: Source, count: int, batches: Callable[[str], Iterable[Tensor]]) -> dict[str, Any]:
+    """What `score` returns, with the ``floors`` and the number of ``sequences``.
+
+    Args:
+        source: the model and its data.
+        count: how many sequences there are.
+        batches: makes them, with a progress bar of the name that it is given.
+    """
     unit_range = _in_unit_range(source)
     structure = unit_range and _large_images(source.model)
     scores = score(source.model, batches("scoring"), source.data.input_frames, units=source.units, structure=structure)
@@ -53,13 +77,7 @@ def main(arguments: list[str]) -> int:
     if not unit_range:
         del scores["floors"]["black"]  # zero is no special value then
     scores["sequences"] = count
-    if source.labelled:
-        scores["anomaly"] = anomaly(source, arguments.batch_size, console)
-    if arguments.json:
-        with written_whole(arguments.json) as partial:
-            partial.write_text(json.dumps(scores, indent=2) + "\n")
-    _print(scores, console, None if unit_range else source.unit)
-    return 0
+    return scores
 
 
 @torch.no_grad()
@@ -146,41 +164,38 @@ def _in_unit_range(source: Source) -> bool:
     return first.dtype == torch.uint8 or (source.units == (0.0, 1.0) and first.min() >= 0 and first.max() <= 1)
 
 
-def _print(scores: dict[str, Any], console: Console, unit: str | None) -> None:
-    """Tables of the figures; with a unit in it, those per value, as the benchmarks of weather have them."""
+def tables(source: Source, scores: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]], str]]:
+    """Tables of `figures`: title, header, rows and caption; where values have a unit, per value, as benchmarks do."""
     rows = {name: scores[name] for name in ("prediction", "reconstruction") if name in scores}
     rows |= {f"floor: {label}": scores["floors"][name] for name, label in _FLOORS.items() if name in scores["floors"]}
-    if unit is None:
+    if _in_unit_range(source):
         columns, errors = _COLUMNS, "per frame: cross-entropy in nats, MSE and MAE summed over the pixels"
     else:
-        columns, errors = _VALUES, f"per value: MSE, RMSE and MAE{f' in {unit}' if unit else ''}"
+        columns, errors = _VALUES, f"per value: MSE, RMSE and MAE{f' in {source.unit}' if source.unit else ''}"
     caption = (
         f"{scores['sequences']} sequences; {errors}. "
         "The prediction runs on its own output; the floors are for the frames to predict."
     )
-    _print_table(console, "Averages", columns, rows, caption)
+    yield "Averages", *_cells(columns, rows), caption
     if "anomaly" in scores:
         found = scores["anomaly"]
-        figures = {name: {"auc": value} for name, value in found["auc"].items()}
+        areas = {name: {"auc": value} for name, value in found["auc"].items()}
         caption = f"{found['unusual']} of {found['frames']} frames of {found['videos']} videos are marked as unusual"
-        _print_table(console, "Anomalies: frame-level AUC", {"auc": "AUC"}, figures, caption)
+        yield "Anomalies: frame-level AUC", *_cells({"auc": "AUC"}, areas), caption
     if "prediction_per_step" in scores:
         curves = scores["prediction_per_step"]
         steps = [dict(zip(curves, values, strict=True)) for values in zip(*curves.values(), strict=True)]
-        _print_table(console, "Prediction, step by step", columns, {str(n): row for n, row in enumerate(steps, 1)})
+        yield "Prediction, step by step", *_cells(columns, {str(n): row for n, row in enumerate(steps, 1)}), ""
 
 
-def _print_table(
-    console: Console, title: str, columns: dict[str, str], rows: dict[str, dict[str, float]], caption: str | None = None
-) -> None:
+def _cells(columns: dict[str, str], rows: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, without columns that no row has."""
     columns = {name: label for name, label in columns.items() if any(name in row for row in rows.values())}
-    table = Table(title=title, caption=caption)
-    table.add_column("")
-    for label in columns.values():
-        table.add_column(label, justify="right")
-    for label, row in rows.items():
-        table.add_row(label, *("" if name not in row else _figure(name, row[name]) for name in columns))
-    console.print(table)
+    cells = [
+        [label, *("" if name not in row else _figure(name, row[name]) for name in columns)]
+        for label, row in rows.items()
+    ]
+    return ["", *columns.values()], cells
 
 
 def _figure(name: str, value: float) -> str:

@@ -64,7 +64,9 @@ class Source:
             ValueError, FileNotFoundError: naming the file or argument.
         """
         device = chosen_device(arguments.device)
-        model, settings = load_model(arguments.checkpoint, device=device, backend=arguments.backend)
+        model, settings = load_model(
+            arguments.checkpoint, device=device, backend=arguments.backend, kind=lstmvid.FusedComposite
+        )
         published = read_moving_mnist(arguments.test_set) if arguments.test_set else None
         if not settings and published is None:
             raise ValueError(f"{arguments.checkpoint} doesn't say what data it was trained on: give --test-set")
