@@ -206,6 +206,28 @@ def test_train_refuses_to_overwrite_and_resumes(config_file, run_folder, capsys)
         ("", [], "config.yaml: expected settings by name"),
         ("seed: 1", ["--model.hidden_size=-1"], "--model.hidden_size is -1, expected an integer of at least 1"),
         ("seed: 1", ["--trainer.max_steps", "few"], "--trainer.max_steps is few, expected an integer of at least 1"),
+        ("data: {source: nowhere}", [], "config.yaml: data.source is 'nowhere', expected one of moving_mnist, "),
+        (
+            "data: {source: taxibj}",
+            [],
+            "config.yaml: data.path is null, expected the file or folder of the source taxibj",
+        ),
+        ("data: {path: x}", [], "config.yaml: data.path is 'x', expected none with the source moving_mnist"),
+        (
+            "data: {source: taxibj, path: x, num_digits: 3}",
+            [],
+            "config.yaml: data.num_digits is 3, expected none with the source taxibj",
+        ),
+        (
+            "data: {source: frames, path: x, options: {strid: 3}}",
+            [],
+            "config.yaml: data.options.strid is no setting of the source frames; it has stride",
+        ),
+        (
+            "data: {source: frames, path: x}",
+            ["--data.options.stride=many"],
+            "--data.options.stride is 'many', expected an integer",
+        ),
         ("seed: 1", ["--model.hidden=1"], "unrecognized arguments: --model.hidden=1"),
     ],
 )
@@ -277,7 +299,14 @@ def test_evaluate_matches_a_direct_computation(run_folder, tmp_path, capsys):
     arguments = type(
         "Arguments",
         (),
-        {"checkpoint": str(run_folder), "test_set": None, "digits": None, "device": "cpu", "backend": "auto"},
+        {
+            "checkpoint": str(run_folder),
+            "test_set": None,
+            "digits": None,
+            "path": None,
+            "device": "cpu",
+            "backend": "auto",
+        },
     )
     source = Source.from_arguments(arguments)
     frames = torch.cat(list(source.batches(5, 2)), dim=1)

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="lstmvid train",
-        description="Train a composite model on Moving MNIST.",
+        description="Train a composite model on Moving MNIST, or on another data set by --data.source and --data.path.",
         exit_on_error=False,
         allow_abbrev=False,
     )

