@@ -24,14 +24,15 @@ import itertools
 import math
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lstmvid.data.files import written_whole
 
 if TYPE_CHECKING:
     import h5py
@@ -145,7 +146,7 @@ class PerceptsWriter:
     def _begun(self, attributes: dict[str, Any]) -> h5py.File:
         import h5py
 
-        with self._replaced() as partial, _hdf5(partial, "w", libver="latest") as file:
+        with written_whole(self.path) as partial, _hdf5(partial, "w", libver="latest") as file:
             _create_tables(file, self.feature_size)
             for name, value in attributes.items():
                 file.attrs[name] = value
@@ -181,7 +182,7 @@ class PerceptsWriter:
 
     def _copy_what_counts(self) -> None:
         with (
-            self._replaced() as partial,
+            written_whole(self.path) as partial,
             _hdf5(self.path, "r", swmr=True) as old,
             _hdf5(partial, "w", libver="latest") as new,
         ):
@@ -203,16 +204,6 @@ class PerceptsWriter:
             os.unlink(self._lock.name)
             self._lock.close()
             self._lock = None
-
-    @contextmanager
-    def _replaced(self) -> Iterator[Path]:
-        """A path for a whole new file, which takes the place of the old one if all goes well."""
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        try:
-            yield partial
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 class Percepts:

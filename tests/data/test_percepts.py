@@ -234,7 +234,7 @@ def test_shuffled_and_subset(path):
         percepts.subset([4])
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_open_the_file_for_themselves(path, context):
     percepts = Percepts(path)
     percepts[0]  # open here
