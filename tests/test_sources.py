@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from scipy.io import savemat
 
 from lstmvid.cli import main
 from lstmvid.data.registry import SOURCES
@@ -31,7 +34,61 @@ def frames(folder: Path) -> dict:
     return {"input_frames": 3, "target_frames": 2, "options": {"stride": 2}, "likelihood": "gaussian"}
 
 
-FILES: dict[str, Callable[[Path], dict]] = {"taxibj": taxibj, "frames": frames}
+def weatherbench(folder: Path) -> dict:
+    for year in (2010, 2016, 2017):
+        with h5py.File(folder / f"2m_temperature_{year}_5.625deg.nc", "w") as file:
+            file["time"] = np.arange(30)
+            file["time"].attrs["units"] = f"hours since {year}-01-01 00:00:0.0"
+            file["t2m"] = RNG.normal(280, 20, (30, 12, 24)).astype(np.float32)
+            file["t2m"].attrs["units"] = "K"
+    return {"input_frames": 6, "target_frames": 6, "options": {"stride": 3}, "likelihood": "gaussian"}
+
+
+def kth(folder: Path, write_video: Callable) -> dict:
+    for action in ("boxing", "handclapping", "handwaving", "jogging", "running", "walking"):
+        for person in (1, 2, 17):
+            write_video(folder / action / f"person{person:02}_{action}_d1_uncomp.avi", 9, size=(24, 32))
+    return {"input_frames": 3, "target_frames": 4, "options": {"size": 16}, "validation_fraction": 0.5}
+
+
+def human36m(folder: Path) -> dict:
+    (folder / "images").mkdir()
+    for recording in ("S1_Walking.1_", "S1_Sitting.2_", "S11_Eating.3_"):
+        for number in range(20):
+            pixels = RNG.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / f"{recording}{number:06}.jpg")
+    (folder / "train.txt").write_text("images/S1_Walking.1_,0\nimages/S1_Sitting.2_,1\n")
+    (folder / "test.txt").write_text("images/S11_Eating.3_,0\nimages/S11_Eating.3_,3\n")
+    return {"input_frames": 2, "target_frames": 2, "options": {"size": 12}}
+
+
+def avenue(folder: Path, write_video: Callable) -> dict:
+    for number in (1, 2, 3):
+        write_video(folder / "training_videos" / f"{number:02}.avi", 9)
+    for number in (1, 2):
+        write_video(folder / "testing_videos" / f"{number:02}.avi", 12)
+        masks = np.empty((1, 12), dtype=object)
+        masks[0, :] = [np.full((2, 2), frame in (7, 8), dtype=np.uint8) for frame in range(12)]
+        (folder / "testing_label_mask").mkdir(exist_ok=True)
+        savemat(folder / "testing_label_mask" / f"{number}_label.mat", {"volLabel": masks})
+    return {"input_frames": 3, "target_frames": 2, "options": {"size": 12, "stride": 2}}
+
+
+def video(folder: Path, write_video: Callable) -> dict:
+    for number in range(4):
+        write_video(folder / "class" / f"{number}.avi", 12)
+    return {"input_frames": 3, "target_frames": 2, "options": {"size": 16, "clip_stride": 2}}
+
+
+FILES: dict[str, Callable[..., dict]] = {
+    "avenue": avenue,
+    "frames": frames,
+    "human36m": human36m,
+    "kth": kth,
+    "taxibj": taxibj,
+    "video": video,
+    "weatherbench": weatherbench,
+}
 
 
 def test_every_source_is_here():
@@ -39,11 +96,12 @@ def test_every_source_is_here():
 
 
 @pytest.fixture(params=FILES, scope="module")
-def config_file(request, tmp_path_factory) -> Path:
+def config_file(request, tmp_path_factory, write_video) -> Path:
     """A config beside the files that it names."""
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "data").mkdir()
-    own = FILES[request.param](folder / "data")
+    make = FILES[request.param]
+    own = make(folder / "data", *([write_video] if "write_video" in inspect.signature(make).parameters else []))
     settings = {
         "output": str(folder / "run"),
         "model": {"hidden_size": 5, "num_layers": 1, "likelihood": own.pop("likelihood", "bernoulli")},
@@ -53,8 +111,8 @@ def config_file(request, tmp_path_factory) -> Path:
             "validation_fraction": 0.25,
             "validation_sequences": 3,
             "batch_size": 2,
-            **own,
-        },
+        }
+        | own,
         "trainer": {"max_steps": 4, "validation_interval": 2, "log_interval": 1, "accelerator": "cpu"},
     }
     path = folder / "config.yaml"
@@ -91,6 +149,16 @@ def test_evaluate_and_predict(config_file, run_folder, tmp_path, capsys):
     assert len(scores["prediction_per_step"]["mse"]) == target_frames
     assert {"prediction", "reconstruction", "floors", "sequences"} <= set(scores)
     assert all(np.isfinite(scores[name]["mse"]) for name in ("prediction", "reconstruction"))
+    if settings["data"]["source"] == "avenue":
+        found = scores["anomaly"]
+        assert (found["videos"], found["frames"], found["unusual"]) == (2, 24, 4)
+        assert all(0 <= found["auc"][name] <= 1 for name in ("prediction", "reconstruction", "sum"))
+        assert f"{found['auc']['sum']:.3f}" in capsys.readouterr().out
+    if settings["data"]["source"] == "weatherbench":
+        table = capsys.readouterr().out
+        assert "in K" in table
+        assert f"{scores['floors']['copy_last']['rmse_per_pixel']:.1f}" in table
+        assert "black" not in table
 
     capsys.readouterr()
     arguments = ["predict", str(run_folder), "--sequences", "2", "--output", str(tmp_path / "drawn")]
@@ -112,7 +180,7 @@ def test_data_that_moved(config_file, run_folder, tmp_path, capsys):
             capsys.readouterr()
             assert main([command[0], str(run_folder), *command[1:]]) == 1
             error = capsys.readouterr().err
-            assert f"There is no {''}" in error
+            assert "There is no " in error
             assert str(data) in error
             assert main([command[0], str(run_folder), *command[1:], "--path", str(moved)]) == 0
     finally:

@@ -17,6 +17,7 @@ from torch import Tensor
 import lstmvid
 from lstmvid.cli.sources import Source, parser, positive
 from lstmvid.evaluation import FrameMetrics, floors, mean_image
+from lstmvid.evaluation.anomaly import anomaly_scores, frame_auc, frame_errors
 from lstmvid.training.checkpoint import written_whole
 
 _MEAN_OVER = 1000  # training sequences: more change the mean image's scores by less than 0.1%
@@ -44,6 +45,8 @@ def main(arguments: list[str]) -> int:
         return track(several, what, total, console=console, transient=True, disable=quiet)
 
     scores = figures(source, count, batches)
+    if source.labelled:
+        scores["anomaly"] = anomaly(source, arguments.batch_size, console)
     if arguments.json:
         with written_whole(arguments.json) as partial:
             partial.write_text(json.dumps(scores, indent=2) + "\n")
@@ -123,6 +126,30 @@ def score(
     return scores
 
 
+def anomaly(source: Source, batch_size: int, console: Console) -> dict[str, Any]:
+    """How well the model's errors tell what is unusual, in test videos where that is marked.
+
+    Returns:
+        ``auc``: for each decoder, and for the ``sum`` of both where there are two, the area under the ROC curve over
+        all frames that have a score; ``videos``, ``frames`` and ``unusual`` count what there was.
+    """
+    frames, quiet = (source.data.input_frames, source.data.target_frames), not console.is_terminal
+    scores: dict[str, list[Tensor]] = {}
+    for video in track(source.labelled, "anomalies", console=console, transient=True, disable=quiet):
+        errors = frame_errors(source.model, video.frames, *frames, batch_size=batch_size)
+        if len(errors) > 1:
+            errors["sum"] = sum(errors.values())
+        for name, values in errors.items():
+            scores.setdefault(name, []).append(anomaly_scores(values))
+    unusual = [torch.from_numpy(video.unusual) for video in source.labelled]
+    return {
+        "auc": {name: frame_auc(values, unusual) for name, values in scores.items()},
+        "videos": len(unusual),
+        "frames": sum(map(len, unusual)),
+        "unusual": sum(int(marks.sum()) for marks in unusual),
+    }
+
+
 def _split(batch: Tensor, input_frames: int) -> tuple[Tensor, Tensor]:
     return batch[:input_frames], batch[input_frames:]
 
@@ -150,6 +177,11 @@ def tables(source: Source, scores: dict[str, Any]) -> Iterator[tuple[str, list[s
         "The prediction runs on its own output; the floors are for the frames to predict."
     )
     yield "Averages", *_cells(columns, rows), caption
+    if "anomaly" in scores:
+        found = scores["anomaly"]
+        areas = {name: {"auc": value} for name, value in found["auc"].items()}
+        caption = f"{found['unusual']} of {found['frames']} frames of {found['videos']} videos are marked as unusual"
+        yield "Anomalies: frame-level AUC", *_cells({"auc": "AUC"}, areas), caption
     if "prediction_per_step" in scores:
         curves = scores["prediction_per_step"]
         steps = [dict(zip(curves, values, strict=True)) for values in zip(*curves.values(), strict=True)]
@@ -167,6 +199,6 @@ def _cells(columns: dict[str, str], rows: dict[str, dict[str, float]]) -> tuple[
 
 
 def _figure(name: str, value: float) -> str:
-    if name == "ssim":
+    if name in ("ssim", "auc"):
         return f"{value:.3f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

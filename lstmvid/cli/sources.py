@@ -13,6 +13,7 @@ from torch import Tensor
 import lstmvid
 from lstmvid.data import read_moving_mnist
 from lstmvid.data.registry import MOVING_MNIST
+from lstmvid.data.sequences import LabelledSequence
 from lstmvid.training.checkpoint import load_model
 from lstmvid.training.config import DataConfig
 from lstmvid.training.data import FixedBatches, Streams, available, open_streams
@@ -100,6 +101,12 @@ class Source:
         splits = self.streams.splits if self.published is None else None
         return "" if splits is None else splits.unit
 
+    @property
+    def labelled(self) -> tuple[LabelledSequence, ...]:
+        """Test sequences in which is marked what is unusual."""
+        splits = self.streams.splits if self.published is None else None
+        return () if splits is None else splits.labelled
+
     def count(self, wanted: int | None, default: int) -> int:
         """How many of the wanted sequences there are; of a finite test set all, if no number is given."""
         if self.published is not None:
@@ -139,7 +146,7 @@ class Source:
             return self.streams
         try:
             return open_streams(replace(self.data, target_frames=target_frames), self.seed)
-        except ValueError:  # the data set has no sequence of that length: there is no truth for the last frames
+        except (ValueError, FileNotFoundError):  # no sequence is that long: there is no truth for the last frames
             return self.streams
 
     def _check_frames(self, arguments: argparse.Namespace, shape: tuple[int, ...], name: str) -> None:

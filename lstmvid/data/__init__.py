@@ -6,12 +6,14 @@ from lstmvid.data.digits import load_digits, split_digits
 from lstmvid.data.moving_mnist import MovingMNIST, read_moving_mnist, trajectories
 from lstmvid.data.registry import open_source, source_names
 from lstmvid.data.sequences import Cut, ShuffledBatches, Splits, Windows
+from lstmvid.data.video import VideoClips
 
 __all__ = [
     "Cut",
     "MovingMNIST",
     "ShuffledBatches",
     "Splits",
+    "VideoClips",
     "Windows",
     "load_digits",
     "open_source",

@@ -16,8 +16,13 @@ from lstmvid.data.sequences import Cut, Splits, check_clips
 MOVING_MNIST = "moving_mnist"  # made on the fly, so with settings of its own and no path
 
 SOURCES = {
+    "avenue": "lstmvid.data.avenue:open_avenue",
     "frames": "lstmvid.data.frames:open_frames",
+    "human36m": "lstmvid.data.human36m:open_human36m",
+    "kth": "lstmvid.data.kth:open_kth",
     "taxibj": "lstmvid.data.taxibj:open_taxibj",
+    "video": "lstmvid.data.video_source:open_video",
+    "weatherbench": "lstmvid.data.weatherbench:open_weatherbench",
 }
 
 

@@ -64,6 +64,21 @@ class Cut:
         return self.input_frames + self.target_frames
 
 
+@dataclass(frozen=True)
+class LabelledSequence:
+    """A whole test sequence in which some frames are marked as unusual.
+
+    Args:
+        name: of the sequence.
+        frames: ``(T, *frame_shape)``, or what has a shape and slices like it.
+        unusual: bool ``(T,)``.
+    """
+
+    name: str
+    frames: np.ndarray
+    unusual: np.ndarray
+
+
 @dataclass(frozen=True, kw_only=True)
 class Splits:
     """The parts of a data set.
@@ -73,6 +88,7 @@ class Splits:
         mean, std: what frames are to be multiplied by and moved by (``frame * std + mean``) to be in `unit`.
         unit: of the frames' values, for people to read.
         fixed_length: the data set has clips of one length only.
+        labelled: test sequences to find what is unusual in.
     """
 
     training: Clips
@@ -82,32 +98,37 @@ class Splits:
     std: float = 1.0
     unit: str = ""
     fixed_length: bool = False
+    labelled: tuple[LabelledSequence, ...] = ()
 
 
 class Windows:
     """Clips that are cut out of longer sequences.
 
     Args:
-        sequences: arrays ``(T_i, *frame_shape)``, uint8 or float32, which may be memory-mapped.
+        sequences: arrays ``(T_i, *frame_shape)``, uint8 or float32, or what has a shape and slices like them.
         num_frames: frames ``T`` of a clip.
-        stride: frames from the start of a clip to that of the next one.
+        stride: frames from the start of a clip to that of the next one; or one for each sequence.
         step: frames from one of a clip to the next, 1 for all.
 
     Raises:
         ValueError: sequences of different frames, or none that is long enough.
     """
 
-    def __init__(self, sequences: Iterable[np.ndarray], num_frames: int, *, stride: int = 1, step: int = 1) -> None:
-        for name, value in (("num_frames", num_frames), ("stride", stride), ("step", step)):
+    def __init__(
+        self, sequences: Iterable[np.ndarray], num_frames: int, *, stride: int | Sequence[int] = 1, step: int = 1
+    ) -> None:
+        self.sequences = list(sequences)
+        self.strides = [stride] * len(self.sequences) if isinstance(stride, int) else list(stride)
+        for name, value in (("num_frames", num_frames), ("stride", min(self.strides, default=1)), ("step", step)):
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
-        self.sequences = list(sequences)
         shapes = {sequence.shape[1:] for sequence in self.sequences}
         if len(shapes) > 1:
             raise ValueError(f"sequences have frames of different shapes, {sorted(shapes)}, expected one")
-        self.num_frames, self.stride, self.step = num_frames, stride, step
+        self.num_frames, self.step = num_frames, step
         span = step * (num_frames - 1) + 1
-        counts = [max(0, (len(sequence) - span) // stride + 1) for sequence in self.sequences]
+        pairs = zip(self.sequences, self.strides, strict=True)
+        counts = [max(0, (len(sequence) - span) // stride + 1) for sequence, stride in pairs]
         self._ends = np.cumsum(counts).tolist()
         if not sum(counts):
             longest = max(map(len, self.sequences), default=0)
@@ -120,7 +141,7 @@ class Windows:
     def __getitem__(self, index: int) -> torch.Tensor:
         number = _checked_index(index, len(self))
         which = bisect.bisect_right(self._ends, number)
-        first = self.stride * (number - (self._ends[which - 1] if which else 0))
+        first = self.strides[which] * (number - (self._ends[which - 1] if which else 0))
         frames = self.sequences[which][first : first + self.step * (self.num_frames - 1) + 1 : self.step]
         return torch.from_numpy(np.array(frames))
 

@@ -7,9 +7,6 @@ kinds are written beside their name and then renamed, so that a name never stand
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 import lstmvid
+from lstmvid.data.files import written_whole
 
 MODEL_FILE = "model.safetensors"
 RESUME_FILE = "last.ckpt"
@@ -156,15 +154,3 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _as_frame_shape(value: int | list[int]) -> int | tuple[int, ...]:
     """JSON knows no tuples."""
     return value if isinstance(value, int) else tuple(value)
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` once that has succeeded, and removed if it hasn't."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
