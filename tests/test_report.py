@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import struct
@@ -76,10 +77,10 @@ def test_moving_mnist(moving_mnist, tmp_path, capsys):
     assert len(pictures(html)) == len(os.listdir(folder))
     assert capsys.readouterr().out.split() == [
         str(tmp_path / "run" / "report.html"),
-        *(str(folder / name) for name in re.findall(r"^[^\n]+$", "\n".join(_in_order(html, folder)), re.MULTILINE)),
+        *(str(folder / name) for name in _in_order(html, folder)),
     ]
     assert Image.open(folder / "rollout.gif").n_frames == 23
-    # Four features in one row, and blocks of ten frames: ten across, of two rows each, three blocks for 23 frames.
+    # Four features in one row, magnified twice.
     assert Image.open(folder / "input_features_input.png").height == 2 * 12 + 64
     found = sections(html)
     assert list(found) == [
@@ -95,8 +96,6 @@ def test_moving_mnist(moving_mnist, tmp_path, capsys):
 
 def _in_order(html: str, folder: Path) -> list[str]:
     """The pictures' names in the order of the page, found by their content."""
-    import base64
-
     contents = {base64.b64encode((folder / name).read_bytes()).decode(): name for name in os.listdir(folder)}
     return [contents[data] for data in re.findall(r'base64,([^"]+)"', html)]
 
