@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Callable
@@ -18,9 +17,11 @@ from scipy.io import savemat
 
 from lstmvid.cli import main
 from lstmvid.data.registry import SOURCES
+from lstmvid.testing import write_video
 from lstmvid.training.checkpoint import load_model, read_checkpoint
 
 RNG = np.random.default_rng(0)
+NO_VIDEO = "PyAV is missing: pip install 'lstmvid[video]'"
 
 
 def taxibj(folder: Path) -> dict:
@@ -44,7 +45,8 @@ def weatherbench(folder: Path) -> dict:
     return {"input_frames": 6, "target_frames": 6, "options": {"stride": 3}, "likelihood": "gaussian"}
 
 
-def kth(folder: Path, write_video: Callable) -> dict:
+def kth(folder: Path) -> dict:
+    pytest.importorskip("av", reason=NO_VIDEO)
     for action in ("boxing", "handclapping", "handwaving", "jogging", "running", "walking"):
         for person in (1, 2, 17):
             write_video(folder / action / f"person{person:02}_{action}_d1_uncomp.avi", 9, size=(24, 32))
@@ -62,7 +64,8 @@ def human36m(folder: Path) -> dict:
     return {"input_frames": 2, "target_frames": 2, "options": {"size": 12}}
 
 
-def avenue(folder: Path, write_video: Callable) -> dict:
+def avenue(folder: Path) -> dict:
+    pytest.importorskip("av", reason=NO_VIDEO)
     for number in (1, 2, 3):
         write_video(folder / "training_videos" / f"{number:02}.avi", 9)
     for number in (1, 2):
@@ -74,13 +77,16 @@ def avenue(folder: Path, write_video: Callable) -> dict:
     return {"input_frames": 3, "target_frames": 2, "options": {"size": 12, "stride": 2}}
 
 
-def video(folder: Path, write_video: Callable) -> dict:
-    for number in range(4):
-        write_video(folder / "class" / f"{number}.avi", 12)
-    return {"input_frames": 3, "target_frames": 2, "options": {"size": 16, "clip_stride": 2}}
+def video(folder: Path) -> dict:
+    pytest.importorskip("av", reason=NO_VIDEO)
+    for number in range(5):
+        write_video(folder / f"{number}.mp4", 20 + number, codec="libx264")
+    (folder / "broken.avi").write_bytes(b"no video")
+    options = {"size": 12, "short_side": 24, "training_clips": 9, "hold_out": "time"}
+    return {"input_frames": 2, "target_frames": 2, "options": options, "likelihood": "gaussian"}
 
 
-FILES: dict[str, Callable[..., dict]] = {
+FILES: dict[str, Callable[[Path], dict]] = {
     "avenue": avenue,
     "frames": frames,
     "human36m": human36m,
@@ -96,12 +102,11 @@ def test_every_source_is_here():
 
 
 @pytest.fixture(params=FILES, scope="module")
-def config_file(request, tmp_path_factory, write_video) -> Path:
+def config_file(request, tmp_path_factory) -> Path:
     """A config beside the files that it names."""
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "data").mkdir()
-    make = FILES[request.param]
-    own = make(folder / "data", *([write_video] if "write_video" in inspect.signature(make).parameters else []))
+    own = FILES[request.param](folder / "data")
     settings = {
         "output": str(folder / "run"),
         "model": {"hidden_size": 5, "num_layers": 1, "likelihood": own.pop("likelihood", "bernoulli")},

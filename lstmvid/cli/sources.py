@@ -63,7 +63,7 @@ class Source:
         Raises:
             ValueError, FileNotFoundError: naming the file or argument.
         """
-        device = _device(arguments.device)
+        device = chosen_device(arguments.device)
         model, settings = load_model(
             arguments.checkpoint, device=device, backend=arguments.backend, kind=lstmvid.FusedComposite
         )
@@ -166,7 +166,8 @@ def _moved(data: DataConfig, arguments: argparse.Namespace) -> DataConfig:
     return replace(data, **changes)
 
 
-def _device(name: str | None) -> torch.device:
+def chosen_device(name: str | None) -> torch.device:
+    """What ``--device`` names; without it a GPU, if there is one."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

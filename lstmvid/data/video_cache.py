@@ -6,8 +6,8 @@ A cache is a folder, and in it a folder for each `FrameFormat`::
     cache/rgb-short120/Archery/v_Archery_g01_c01.avi.npy      its frames, uint8 (T, H, W, C), memory-mapped when read
 
 A video's file is renamed into its place when it is whole, and only then does the index get its line: whenever a
-process is killed, the video under way is all that is lost. One process at a time fills a cache; others wait for it and then find
-everything there. A video whose file has changed since is decoded again.
+process is killed, the video under way is all that is lost. One process at a time fills a cache; others wait for it and
+then find everything there. A video whose file has changed since is decoded again.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ from scipy.io import savemat
 
 from lstmvid.data.registry import open_source
 from lstmvid.data.sequences import Cut
+from lstmvid.testing import write_video
+
+pytest.importorskip("av", reason="PyAV is missing: pip install 'lstmvid[video]'")
 
 CUT = Cut(input_frames=2, target_frames=1)
 OPTIONS = {"size": 8}
@@ -24,7 +27,7 @@ def write_masks(path: Path, unusual: list[bool], *, size=(6, 8)) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path, write_video) -> Path:
+def folder(tmp_path) -> Path:
     path = tmp_path / "Avenue Dataset"
     for number, frames in ((1, 8), (2, 9), (3, 10)):
         write_video(path / "training_videos" / f"{number:02}.avi", frames)

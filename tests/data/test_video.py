@@ -11,6 +11,7 @@ import torch
 
 from lstmvid.data.video import VideoClips
 from lstmvid.data.video_frames import FrameFormat, read_frames
+from lstmvid.testing import write_video
 
 pytest.importorskip("av", reason="PyAV is missing: pip install 'lstmvid[video]'")
 
@@ -21,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def videos(write_video, folder):
+def videos(folder):
     """Twenty, nine and three frames, of different sizes, and a broken one."""
     if not folder.exists():
         write_video(folder / "a" / "long.avi", 20, size=(37, 51))
@@ -108,7 +109,7 @@ def test_random_clips_are_uniform_over_all_starts(videos):
     assert VideoClips(videos, num_frames=4, size=30, count=5, seed=1)[4].equal(clips[4])
 
 
-def test_parts_in_time_share_no_frame(videos, write_video, tmp_path):
+def test_parts_in_time_share_no_frame(videos, tmp_path):
     options = {"num_frames": 1, "size": 8, "crop": "centre", "progress": False}
     parts = [VideoClips(videos, fraction=part, **options) for part in ((0, 0.7), (0.7, 0.85), (0.85, 1))]
     places = [[part.place(index) for index in range(len(part))] for part in parts]

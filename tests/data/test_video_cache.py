@@ -15,12 +15,13 @@ import pytest
 
 from lstmvid.data.video_cache import FrameCache
 from lstmvid.data.video_frames import FrameFormat, read_frames
+from lstmvid.testing import write_video
 
 pytest.importorskip("av", reason="PyAV is missing: pip install 'lstmvid[video]'")
 
 
 @pytest.fixture
-def videos(write_video, tmp_path):
+def videos(tmp_path):
     """A folder with three good videos, and an empty, a broken and a foreign one."""
     folder = tmp_path / "videos"
     write_video(folder / "a" / "one.avi", 7, size=(37, 51))
@@ -60,7 +61,7 @@ def test_contents(videos, tmp_path, caplog, frame_format, workers):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_nothing_is_decoded_twice(videos, tmp_path, write_video):
+def test_nothing_is_decoded_twice(videos, tmp_path):
     cache = FrameCache(videos, tmp_path / "cache")
     first, _ = cache.fill(GOOD)
     times = {video: cache._file(video).stat().st_mtime_ns for video in GOOD}
@@ -103,7 +104,7 @@ def filling(cache: FrameCache, videos: list[str]) -> multiprocessing.Process:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_killed_and_resumed(write_video, tmp_path, stop):
+def test_killed_and_resumed(tmp_path, stop):
     """Whenever it is killed, the next run decodes only what wasn't whole, and all is there in the end."""
     videos = [f"{number:02d}.avi" for number in range(12)]
     write_video(tmp_path / "videos" / videos[0], 40, size=(144, 176))

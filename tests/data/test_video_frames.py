@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lstmvid.data.video_frames import FrameFormat, VideoError, list_videos, read_frames
+from lstmvid.testing import write_video
 
 pytest.importorskip("av", reason="PyAV is missing: pip install 'lstmvid[video]'")
 
@@ -23,7 +24,7 @@ pytest.importorskip("av", reason="PyAV is missing: pip install 'lstmvid[video]'"
         ("a.webm", "libvpx-vp9", (35, 33), 4),
     ],
 )
-def test_round_trip(write_video, tmp_path, name, codec, size, error):
+def test_round_trip(tmp_path, name, codec, size, error):
     expected = write_video(tmp_path / name, 11, size=size, codec=codec)
     frames = list(read_frames(tmp_path / name))
     assert [frame.time for frame in frames] == [Fraction(number, 25) for number in range(11)]
@@ -33,7 +34,7 @@ def test_round_trip(write_video, tmp_path, name, codec, size, error):
     assert np.abs(pixels.astype(int) - expected).mean() < error
 
 
-def test_formats(write_video, tmp_path):
+def test_formats(tmp_path):
     colours = np.broadcast_to(np.array([200, 100, 50], np.uint8), (3, 40, 60, 3))
     path = tmp_path / "a.mp4"
     write_video(path, colours, codec="libx264")
@@ -52,7 +53,7 @@ def test_formats(write_video, tmp_path):
     assert FrameFormat(whole=(9, 8)).name == "rgb-whole9x8"
 
 
-def test_whole_frames_are_averaged_not_picked(write_video, tmp_path):
+def test_whole_frames_are_averaged_not_picked(tmp_path):
     """Stripes of one pixel become their mean: no pixels are skipped when frames shrink."""
     stripes = np.zeros((2, 64, 64, 3), np.uint8)
     stripes[:, :, ::2] = 240
@@ -61,12 +62,12 @@ def test_whole_frames_are_averaged_not_picked(write_video, tmp_path):
     assert np.abs(pixels.astype(int) - 120).max() < 6
 
 
-def test_times_of_a_variable_frame_rate(write_video, tmp_path):
+def test_times_of_a_variable_frame_rate(tmp_path):
     write_video(tmp_path / "a.mkv", 5, ticks=[5, 6, 8, 20, 51], codec="libx264")
     assert [float(frame.time) for frame in read_frames(tmp_path / "a.mkv")] == pytest.approx([0, 0.04, 0.12, 0.6, 1.84])
 
 
-def test_names_that_ffmpeg_would_interpret(write_video, tmp_path):
+def test_names_that_ffmpeg_would_interpret(tmp_path):
     path = tmp_path / "http:%03d #1,.avi"
     write_video(tmp_path / "a.avi", 3)
     (tmp_path / "a.avi").rename(path)
@@ -82,7 +83,7 @@ def test_names_that_ffmpeg_would_interpret(write_video, tmp_path):
         (lambda content: b"<html>404 Not Found</html>", "Invalid data"),
     ],
 )
-def test_broken_file(write_video, tmp_path, damage, reason):
+def test_broken_file(tmp_path, damage, reason):
     path = tmp_path / "a.mp4"
     write_video(path, 5, codec="libx264")
     path.write_bytes(damage(path.read_bytes()))
@@ -90,7 +91,7 @@ def test_broken_file(write_video, tmp_path, damage, reason):
         list(read_frames(path))
 
 
-def test_broken_on_the_way(write_video, tmp_path):
+def test_broken_on_the_way(tmp_path):
     path = tmp_path / "a.avi"
     write_video(path, 9, codec="rawvideo", size=(37, 51))
     path.write_bytes(path.read_bytes()[: 4 * 37 * 51 * 3])
