@@ -22,7 +22,14 @@ from lstmvid.training.checkpoint import written_whole
 
 _MEAN_OVER = 1000  # training sequences: more change the mean image's scores by less than 0.1%
 
-_COLUMNS = {"cross_entropy": "cross-entropy", "mse": "MSE", "mae": "MAE", "ssim": "SSIM", "psnr": "PSNR"}
+_COLUMNS = {
+    "cross_entropy": "cross-entropy",
+    "mse": "MSE",
+    "mae": "MAE",
+    "ssim": "SSIM",
+    "ssim_openstl": "SSIM of OpenSTL",
+    "psnr": "PSNR",
+}
 _VALUES = {"mse_per_pixel": "MSE", "rmse_per_pixel": "RMSE", "mae_per_pixel": "MAE"}  # where values have a unit
 _FLOORS = {"mean_image": "mean image", "copy_last": "copy of the last frame", "black": "black"}
 
@@ -199,6 +206,6 @@ def _cells(columns: dict[str, str], rows: dict[str, dict[str, float]]) -> tuple[
 
 
 def _figure(name: str, value: float) -> str:
-    if name in ("ssim", "auc"):
+    if name in ("ssim", "ssim_openstl", "auc"):
         return f"{value:.3f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

@@ -2,7 +2,7 @@
 
 MSE, MAE and cross-entropy of a frame are *summed* over its values, then averaged over frames and sequences (the
 convention of the Moving MNIST literature, e.g. OpenSTL, https://github.com/chengtan9907/OpenSTL); SSIM and PSNR are
-means over frames.
+means over frames. There are two SSIM: that of its authors, and the one in OpenSTL's tables, which comes out higher.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LOG_EPSILON = 1e-10
 
 _SSIM_WINDOW = 11
+_OPENSTL_WINDOW = 7
 
 
 class FrameMetrics:
@@ -35,7 +36,7 @@ class FrameMetrics:
         if cross_entropy:
             self._metrics["cross_entropy"] = binary_cross_entropy
         if structure:
-            self._metrics |= {"ssim": ssim, "psnr": psnr}
+            self._metrics |= {"ssim": ssim, "ssim_openstl": ssim_openstl, "psnr": psnr}
         self._sums: dict[str, Tensor] = {}
         self._sequences = 0
         self._frame_shape: tuple[int, ...] = ()
@@ -75,8 +76,8 @@ class FrameMetrics:
 
         Returns:
             ``mse``, ``mae``, ``cross_entropy`` (nats) per frame; ``mse_per_pixel``, ``mae_per_pixel`` and
-            ``rmse_per_pixel``, the root of the first; ``ssim``; and ``psnr`` in decibels (infinite once a frame was
-            predicted exactly). The root is taken of the mean, here as in `per_step`.
+            ``rmse_per_pixel``, the root of the first; ``ssim``, ``ssim_openstl``; and ``psnr`` in decibels (infinite
+            once a frame was predicted exactly). The root is taken of the mean, here as in `per_step`.
         """
         means = self._per_pixel({name: curve.mean() for name, curve in self._means().items()})
         return {name: mean.item() for name, mean in means.items()}
@@ -140,6 +141,32 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     _check_images(prediction)
     images = prediction.float().clamp(0, 1), target.float()
     return structural_similarity_index_measure(*images, data_range=1.0, reduction="none").double()
+
+
+def ssim_openstl(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of images ``(B, C, height, width)`` as in OpenSTL's tables: ``(B,)``, 1 for equal ones.
+
+    That is scikit-image's default for floating-point images: windows of 7 x 7 pixels of equal weight that lie inside
+    the image, sample covariances, and a data range of 2, as if values began at -1. Predictions are clipped to [0, 1].
+    """
+    _check_images(prediction)
+    guess, truth = prediction.double().clamp(0, 1), target.double()
+
+    def mean(values: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(values, _OPENSTL_WINDOW, stride=1)
+
+    count = _OPENSTL_WINDOW**2
+    guess_mean, truth_mean = mean(guess), mean(truth)
+    products = (
+        (guess * guess, guess_mean**2),
+        (truth * truth, truth_mean**2),
+        (guess * truth, guess_mean * truth_mean),
+    )
+    guess_variance, truth_variance, covariance = ((mean(p) - m) * count / (count - 1) for p, m in products)
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    similarity = (2 * guess_mean * truth_mean + c1) * (2 * covariance + c2)
+    similarity /= (guess_mean**2 + truth_mean**2 + c1) * (guess_variance + truth_variance + c2)
+    return similarity.flatten(1).mean(1)
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
