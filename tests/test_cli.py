@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 import lstmvid
-from lstmvid.cli import main
+from lstmvid.cli import _COMMANDS, main
 from lstmvid.cli.sources import Source
 from lstmvid.evaluation import mean_image
 from lstmvid.training.checkpoint import load_model, save_model
@@ -74,7 +74,7 @@ def fails(capsys, arguments: list[str], code: int = 1) -> str:
 # ---- lstmvid itself, info ----
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["plan"], ["info"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in _COMMANDS)])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

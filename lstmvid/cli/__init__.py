@@ -18,7 +18,7 @@ _COMMANDS = {
     "predict": "draw predictions: PNG strips and animated GIFs",
     "features": "draw a model's input and output features",
     "report": "write all there is to see of a model into one HTML file",
-    "convert": "turn the model files of the paper's authors into ours",
+    "convert": "turn the model files of the paper's authors into ours, or back",
     "plan": "show which backend and kernels an LSTM would run on, and how fast",
     "info": "show versions, devices and which backends can run",
 }
