@@ -393,7 +393,10 @@ def test_bad_input_to_evaluate_and_predict(run_folder, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ["junk.npy", "junk.safetensors", "test.npy"]
 
 
-@pytest.mark.parametrize("name", ["moving_mnist", "demo"])
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_shipped_configs_are_valid(name):
-    path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
-    assert RunConfig.from_dict(yaml.safe_load(path.read_text())).output == f"runs/{name}"
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert RunConfig.from_dict(settings).output == f"runs/{name}"
