@@ -85,7 +85,7 @@ def settings(page: Page, subject: Subject) -> None:
             run = RunConfig.from_dict(yaml.safe_load(config.read_text(encoding="utf-8")))
         except (yaml.YAMLError, ValueError, AttributeError, UnicodeDecodeError) as error:
             raise ValueError(f"{config} is not the settings of a run, or is damaged: {error}") from error
-        page.table(["optimizer", ""], _settings_rows(asdict(run.optimizer.resolve())))
+        page.table(["optimizer", ""], _settings_rows(asdict(run.optimizer.resolve()) | {"batch_size": run.batch_size}))
         page.table(["trainer", ""], _settings_rows(asdict(run.trainer)))
 
 
