@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 import lstmvid
-from lstmvid.cli import main
+from lstmvid.cli import _COMMANDS, main
 from lstmvid.cli.sources import Source
 from lstmvid.evaluation import mean_image
 from lstmvid.training.checkpoint import load_model, save_model
@@ -74,7 +74,7 @@ def fails(capsys, arguments: list[str], code: int = 1) -> str:
 # ---- lstmvid itself, info ----
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["plan"], ["info"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in _COMMANDS)])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -393,7 +393,10 @@ def test_bad_input_to_evaluate_and_predict(run_folder, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ["junk.npy", "junk.safetensors", "test.npy"]
 
 
-@pytest.mark.parametrize("name", ["moving_mnist", "demo"])
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_shipped_configs_are_valid(name):
-    path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
-    assert RunConfig.from_dict(yaml.safe_load(path.read_text())).output == f"runs/{name}"
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert RunConfig.from_dict(settings).output == f"runs/{name}"

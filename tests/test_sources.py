@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from lstmvid.cli import main
+from lstmvid.data.percepts import PerceptsWriter
 from lstmvid.data.registry import SOURCES
 from lstmvid.testing import write_video
 from lstmvid.training.checkpoint import load_model, read_checkpoint
@@ -86,11 +87,20 @@ def video(folder: Path) -> dict:
     return {"input_frames": 2, "target_frames": 2, "options": options, "likelihood": "gaussian"}
 
 
+def percepts(folder: Path) -> dict:
+    folder.rmdir()  # the data are a file of that name
+    with PerceptsWriter(folder, 6) as writer:
+        for number in range(6):
+            writer.append(f"class/{number}", np.abs(RNG.normal(size=(9 + number, 6))).astype(np.float32), number % 2)
+    return {"input_frames": 3, "target_frames": 2, "options": {"test_stride": 3}, "likelihood": "rectified"}
+
+
 FILES: dict[str, Callable[[Path], dict]] = {
     "avenue": avenue,
     "frames": frames,
     "human36m": human36m,
     "kth": kth,
+    "percepts": percepts,
     "taxibj": taxibj,
     "video": video,
     "weatherbench": weatherbench,

@@ -19,7 +19,8 @@ _COMMANDS = {
     "classify": "train and test a classifier of videos, fuse streams, average over splits",
     "features": "draw a model's input and output features",
     "report": "write all there is to see of a model into one HTML file",
-    "convert": "turn the model files of the paper's authors into ours",
+    "convert": "turn the model files of the paper's authors into ours, or back",
+    "extract": "run a pretrained convnet over videos, into an HDF5 file of percepts",
     "plan": "show which backend and kernels an LSTM would run on, and how fast",
     "info": "show versions, devices and which backends can run",
 }

@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> int:
         checkpoint=checkpoint,
         source=source,
         sequences=arguments.sequences,
+        batch_size=arguments.batch_size,
         examples=arguments.examples,
         steps=arguments.steps,
         features=arguments.features,

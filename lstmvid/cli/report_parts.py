@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from lstmvid import viz
-from lstmvid.cli.evaluate import figures, score, tables
+from lstmvid.cli.evaluate import anomaly, figures, score, tables
 from lstmvid.cli.features import named_features
 from lstmvid.cli.sources import Source
 from lstmvid.data.registry import MOVING_MNIST
@@ -34,7 +36,7 @@ class Subject:
     Args:
         checkpoint: as the user named it.
         source: the model and its data.
-        sequences: how many to score.
+        sequences, batch_size: how many to score, in batches of which size.
         examples: how many to draw.
         steps: length of the long roll-out.
         features: how many of each kind.
@@ -44,6 +46,7 @@ class Subject:
     checkpoint: Path
     source: Source
     sequences: int
+    batch_size: int
     examples: int
     steps: int
     features: int
@@ -99,6 +102,9 @@ def scores(page: Page, subject: Subject) -> None:
     source = subject.source
     count = source.count(subject.sequences, default=subject.sequences)
     result = figures(source, count, lambda what: subject.batches(source, count, what))
+    if source.labelled:
+        quiet = Console(file=io.StringIO())  # the report has a progress bar already
+        result["anomaly"] = anomaly(source, subject.batch_size, quiet)
     for title, header, rows, caption in tables(source, result):
         page.table([title, *header[1:]], rows, caption)
 

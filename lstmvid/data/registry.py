@@ -20,6 +20,7 @@ SOURCES = {
     "frames": "lstmvid.data.frames:open_frames",
     "human36m": "lstmvid.data.human36m:open_human36m",
     "kth": "lstmvid.data.kth:open_kth",
+    "percepts": "lstmvid.data.percepts_source:open_percepts",
     "taxibj": "lstmvid.data.taxibj:open_taxibj",
     "video": "lstmvid.data.video_source:open_video",
     "weatherbench": "lstmvid.data.weatherbench:open_weatherbench",

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 import lstmvid
 from lstmvid.training.config import DataConfig, RunConfig
 from lstmvid.training.data import FixedBatches, TrainingBatches, available, open_streams
+from lstmvid.training.original_sgd import summed_loss
 from lstmvid.training.presets import build_optimizer, initialise, learning_rate_factor
 from lstmvid.training.sharding import share_out
 
@@ -61,10 +62,7 @@ class CompositeTraining(pl.LightningModule):
         if not self.preset.sum_gradients:
             return out.loss
         # Lightning averages gradients over devices: the sum over all of their batches takes the factor back.
-        count = frames.shape[1] * self.trainer.world_size
-        data = self.config.data
-        means = ((out.reconstruction_loss, data.input_frames), (out.prediction_loss, data.target_frames))
-        return count * sum(steps * loss for loss, steps in means if loss is not None)
+        return summed_loss(out) * self.trainer.world_size
 
     def validation_step(self, frames: Tensor, batch_idx: int) -> None:
         """Score the predictor on its own output."""

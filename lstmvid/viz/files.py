@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 from PIL import Image
+
+from lstmvid.data.files import written_whole
 
 
 def encode_png(picture: Image.Image) -> bytes:
@@ -26,10 +27,5 @@ def checked_path(path: str | Path, suffix: str) -> Path:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file at one stroke: an old one is replaced only once the new one is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with written_whole(path) as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -9,7 +9,9 @@ import torch
 
 import lstmvid
 from lstmvid.cli import main
-from lstmvid.training.checkpoint import load_model
+from lstmvid.compat import original
+from lstmvid.training import OriginalSGD
+from lstmvid.training.checkpoint import load_model, save_model
 
 
 def convert(*arguments) -> int:
@@ -104,3 +106,67 @@ def test_faults_leave_an_old_file_as_it_was(files, tmp_path, capsys):
     assert "has_output: true, expected false" in refusal(capsys, classifier, "--draw-weights", "--kind", "composite")
     with pytest.raises(SystemExit):
         convert(pbtxt, h5, "--frame-shape", "1,x")
+
+
+def randomised(model):
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reconstruct": "conditional", "predict": "unconditional", "copy_state": ["predict"]},
+        {"reconstruct": None, "likelihood": "gaussian", "peephole": False},
+        {"predict": None, "likelihood": "rectified", "copy_state": ["reconstruct"]},
+    ],
+)
+def test_back_and_forth_again(tmp_path, options, capsys):
+    """Our two biases become their one; all else is the same, to the last bit where there is one bias."""
+    model = randomised(lstmvid.FusedComposite((1, 3, 4), 3, 2, dtype=torch.float64, **options))
+    model.float()
+    for name, parameter in model.named_parameters():
+        if "bias_hh" in name:
+            torch.nn.init.zeros_(parameter)
+    save_model(model, tmp_path / "m.safetensors", data={"input_frames": 7, "target_frames": 4})
+    assert convert(tmp_path / "m.safetensors", "--output", tmp_path / "out" / "theirs.pbtxt") == 0
+    assert sorted(os.listdir(tmp_path / "out")) == ["theirs.pbtxt", "theirs_converted.h5"]
+    description = original.read_model(tmp_path / "out" / "theirs.pbtxt")
+    assert (description.name, description.timestamp) == ("theirs", ("converted",))
+    assert description.dec_seq_length == (None if model.reconstructor is None else 7)
+    assert description.future_seq_length == (None if model.predictor is None else 4)
+    assert convert(tmp_path / "out" / "theirs.pbtxt", "--frame-shape", "1,3,4") == 0
+    again, _ = load_model(tmp_path / "out" / "theirs.safetensors")
+    assert again.config == model.config
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    optimizer = OriginalSGD.from_original(
+        again, tmp_path / "out" / "theirs.pbtxt", tmp_path / "out" / "theirs_converted.h5"
+    )
+    assert not any(state["velocity"].any() or state["updates"] for state in optimizer.state.values())
+
+
+def test_two_biases_become_one(tmp_path):
+    classifier = randomised(
+        lstmvid.SequenceClassifier(5, 3, 3, 4, input_dropout=0.25, dropout=0.5, output_dropout=0.125)
+    )
+    save_model(classifier, tmp_path / "c.safetensors")
+    assert convert(tmp_path / "c.safetensors") == 0
+    assert convert(tmp_path / "c.pbtxt", "--output", tmp_path / "again.safetensors") == 0
+    again, _ = load_model(tmp_path / "again.safetensors")
+    assert again.config == classifier.config
+    x = torch.rand(6, 2, 5)
+    torch.testing.assert_close(again(x), classifier(x))
+    assert not torch.equal(again.encoder.bias_ih_l0, classifier.encoder.bias_ih_l0)
+    assert again.state_dict()["encoder.weight_peephole_l2"].equal(classifier.encoder.weight_peephole_l2)
+
+
+def test_what_their_files_have_no_place_for(tmp_path, capsys):
+    save_model(lstmvid.FusedComposite(5, 3, 2, dropout=0.25), tmp_path / "m.safetensors")
+    assert "dropout is 0.25, which the original composite models don't apply" in refusal(
+        capsys, tmp_path / "m.safetensors"
+    )
+    assert "--output is" in refusal(capsys, tmp_path / "m.safetensors", "--output", "x.safetensors")
+    assert "frame-shape is given" in refusal(capsys, tmp_path / "m.safetensors", "--frame-shape", "1,5")
+    assert "expected a SequenceClassifier" in refusal(capsys, tmp_path / "m.safetensors", "--kind", "classifier")
+    assert os.listdir(tmp_path) == ["m.safetensors"]
