@@ -16,6 +16,7 @@ _COMMANDS = {
     "train": "train a composite model on Moving MNIST or another data set",
     "evaluate": "score a model's predictions and reconstructions beside floors",
     "predict": "draw predictions: PNG strips and animated GIFs",
+    "classify": "train and test a classifier of videos, fuse streams, average over splits",
     "features": "draw a model's input and output features",
     "report": "write all there is to see of a model into one HTML file",
     "convert": "turn the model files of the paper's authors into ours, or back",

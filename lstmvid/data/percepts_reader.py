@@ -71,6 +71,11 @@ class Percepts:
             raise ValueError(f"{self.path} holds {rows} frames, but {frame_counts or 'it'} counts {counted}")
         self.close()  # until frames are asked for
 
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """``(D,)``."""
+        return (self.feature_size,)
+
     def __len__(self) -> int:
         return len(self.names)
 

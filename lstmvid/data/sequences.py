@@ -195,8 +195,12 @@ class ShuffledBatches:
 
     def batch(self, index: int, batch_size: int) -> torch.Tensor:
         """Clips ``index * batch_size`` and those after it of the endless row: ``(T, B, *frame_shape)``."""
+        return stack(self.clips, self.indices(index, batch_size))
+
+    def indices(self, index: int, batch_size: int) -> list[int]:
+        """Which clips those are."""
         first = index * batch_size
-        return stack(self.clips, [self._clip(place) for place in range(first, first + batch_size)])
+        return [self._clip(place) for place in range(first, first + batch_size)]
 
     def _clip(self, place: int) -> int:
         """Which clip stands at a place of the endless row."""

@@ -196,7 +196,3 @@ class RunConfig(Run):
     def trained_on(self) -> dict[str, Any]:
         """What a model file tells of its data: enough to find the digits that training never saw."""
         return dataclasses.asdict(self.data) | {"seed": self.seed}
-
-
-SECTIONS = RunConfig.sections()
-expected = RunConfig.expected

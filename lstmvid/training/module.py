@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import lstmvid
+from lstmvid.training.checkpoint import describe_model
 from lstmvid.training.config import DataConfig, RunConfig
 from lstmvid.training.data import FixedBatches, TrainingBatches, available, open_streams
 from lstmvid.training.original_sgd import summed_loss
@@ -85,11 +86,7 @@ class CompositeTraining(pl.LightningModule):
         """Add what it takes to check a resumption and to build the model from the checkpoint alone."""
         checkpoint["lstmvid"] = {
             "run": self.config.to_dict(),
-            "description": {
-                "class": lstmvid.FusedComposite.__name__,  # not that of a copy whose weights are shared out
-                "config": self.model.config,
-                "data": self.config.trained_on(),
-            },
+            "description": describe_model(self.model, self.config.trained_on()),
         }
 
     def _log(self, stage: str, out: lstmvid.CompositeOutput, batch_size: int, **options: Any) -> None:

@@ -97,9 +97,9 @@ PRESETS: dict[str, Preset] = {
 
 
 @torch.no_grad()
-def initialise(model: lstmvid.FusedComposite, preset: Preset) -> None:
+def initialise(model: lstmvid.FusedComposite | lstmvid.SequenceClassifier, preset: Preset) -> None:
     """Draw the preset's initial weights into a model, from torch's global generator."""
-    head_bias = preset.logit_bias if model.config["likelihood"] == "bernoulli" else 0.0
+    head_bias = preset.logit_bias if model.config.get("likelihood") == "bernoulli" else 0.0
     for name, parameter in model.named_parameters():
         kind = name.rpartition(".")[2]
         if kind.startswith("weight_peephole"):

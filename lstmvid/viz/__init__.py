@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lstmvid.viz.confusion import confusion_matrix
 from lstmvid.viz.curves import loss_curve, loss_curve_png
 from lstmvid.viz.features import check_images, feature_grid, input_features, output_features
 from lstmvid.viz.files import encode_png, write
@@ -12,6 +13,7 @@ from lstmvid.viz.traces import trace_png
 __all__ = [
     "Page",
     "check_images",
+    "confusion_matrix",
     "encode_png",
     "feature_grid",
     "gif",
