@@ -2,7 +2,7 @@
 
 MSE, MAE and cross-entropy of a frame are *summed* over its values, then averaged over frames and sequences (the
 convention of the Moving MNIST literature, e.g. OpenSTL, https://github.com/chengtan9907/OpenSTL); SSIM and PSNR are
-means over frames. There are two SSIM: that of its authors, and the one in OpenSTL's tables, which comes out higher.
+means over frames. There are two SSIM: that of its authors, and the one in OpenSTL's tables.
 """
 
 from __future__ import annotations
