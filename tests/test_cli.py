@@ -396,7 +396,7 @@ def test_bad_input_to_evaluate_and_predict(run_folder, tmp_path, capsys):
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {"classify"}))
 def test_shipped_configs_are_valid(name):
     settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     assert RunConfig.from_dict(settings).output == f"runs/{name}"

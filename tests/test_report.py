@@ -109,12 +109,15 @@ def test_the_training_log_of_the_run(moving_mnist, tmp_path):
         "step,learning_rate,train/loss,train/reconstruction,train/prediction,validation/prediction\n"
         "1,0.1,5,,5,\n2,0.1,4,,4,4.5\n"
     )
+    (folder / "config.yaml").write_text("optimizer: {preset: original}\ntrainer: {max_steps: 1234}\n")
     for checkpoint in (folder, folder / "model.safetensors"):
         arguments = ["report", str(checkpoint), "--sequences", "2", "--steps", "3", "--examples", "1"]
         assert main([*arguments, "--output", str(tmp_path / "out" / "r.html")]) == 0
         found = sections((tmp_path / "out" / "r.html").read_text())
         assert len(pictures(found["Training"])) == 1
         assert len(pictures(found["Features"])) == 5  # no reconstruction decoder
+        assert "<td>method</td><td>sgd</td>" in found["Settings"]
+        assert "<td>max_steps</td><td>1234</td>" in found["Settings"]
 
 
 def test_grids_with_other_than_one_or_three_channels(tmp_path):
@@ -166,6 +169,10 @@ def test_report_refuses(moving_mnist, tmp_path, capsys):
     save_model(lstmvid.FusedComposite((1, 32, 32), 2, 1), path, data=moving_mnist)
     assert "r.pdf, expected a file name that ends in .html" in fails(capsys, "report", path, "--output", "r.pdf")
     assert sorted(os.listdir(tmp_path)) == ["m.safetensors", "train-images-idx3-ubyte"]
+    (tmp_path / "config.yaml").write_text("a: [")
+    (tmp_path / "m.safetensors").rename(tmp_path / "model.safetensors")
+    assert "config.yaml is not the settings of a run, or is damaged" in fails(capsys, "report", tmp_path)
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_features_need_no_data(tmp_path, capsys):

@@ -20,7 +20,8 @@ from lstmvid.evaluation import FrameMetrics, floors, mean_image
 from lstmvid.evaluation.anomaly import anomaly_scores, frame_auc, frame_errors
 from lstmvid.training.checkpoint import written_whole
 
-_MEAN_OVER = 1000  # training sequences: more change the mean image's scores by less than 0.1%
+# Training sequences for the mean image: more change its scores by less than 0.1%. Of large frames fewer, for memory.
+_MEAN_OVER, _MEAN_OVER_VALUES = 1000, 2**27
 
 _COLUMNS = {
     "cross_entropy": "cross-entropy",
@@ -78,7 +79,8 @@ def figures(source: Source, count: int, batches: Callable[[str], Iterable[Tensor
     unit_range = _in_unit_range(source)
     structure = unit_range and _large_images(source.model)
     scores = score(source.model, batches("scoring"), source.data.input_frames, units=source.units, structure=structure)
-    mean = mean_image(source.training_sequences(_MEAN_OVER))
+    values = (source.data.input_frames + source.data.target_frames) * math.prod(source.model.frame_shape)
+    mean = mean_image(source.training_sequences(max(1, min(_MEAN_OVER, _MEAN_OVER_VALUES // values))))
     pairs = (_split(batch, source.data.input_frames) for batch in batches("floors"))
     scores["floors"] = floors(pairs, mean, cross_entropy=unit_range, structure=structure, units=source.units)
     if not unit_range:

@@ -19,6 +19,7 @@ from lstmvid.cli.sources import chosen_device, positive
 from lstmvid.compat.convnets import NETWORKS, Convnet, load_convnet
 from lstmvid.data.percepts import PerceptsWriter
 from lstmvid.data.video_frames import FrameFormat, VideoError, list_videos, read_frames
+from lstmvid.data.video_source import video_folder
 from lstmvid.data.video_splits import LAYOUTS, read_split, video_name
 
 CROPS = ("centre", "whole")
@@ -28,7 +29,8 @@ _log = logging.getLogger(__name__)
 def main(arguments: list[str]) -> int:
     """Extract percepts, or go on with it."""
     options = _parser().parse_args(arguments)
-    videos = list_videos(options.videos)
+    folder = video_folder(options.videos)
+    videos = list_videos(folder)
     classes, labels = _labels(options, videos)
     twice = [name for name, count in Counter(map(video_name, videos)).items() if count > 1]
     if twice:
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> int:
         there = set(writer.names)
         broken = extract(
             convnet,
-            options.videos,
+            folder,
             [video for video in videos if video_name(video) not in there],
             writer,
             labels=labels,
@@ -173,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Run a pretrained convnet over the frames of videos, into an HDF5 file. Run again after an "
         "interruption, it goes on with the videos that are missing.",
     )
-    parser.add_argument("videos", help="folder of videos, those in folders below it included")
+    parser.add_argument("videos", help="folder of videos, those in folders below it included, or package:name/folder")
     parser.add_argument("--output", required=True, help="HDF5 file of the percepts")
     parser.add_argument(
         "--network",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from lstmvid.data.registry import MOVING_MNIST
 from lstmvid.evaluation.traces import unit_traces
 from lstmvid.training.callbacks import MetricsFile
 from lstmvid.training.checkpoint import MODEL_FILE, RESUME_FILE
+from lstmvid.training.config import CONFIG_FILE, RunConfig
 from lstmvid.training.pictures import are_images, error_curves, sequence_rows
 from lstmvid.viz import Page
 
@@ -66,16 +68,25 @@ class Subject:
 
 
 def settings(page: Page, subject: Subject) -> None:
-    """The model's arguments and the data's settings."""
+    """The model's arguments and the data's settings; the training's, where the model is still in its run's folder."""
     page.heading("Settings")
     model = subject.source.model
     count = sum(parameter.numel() for parameter in model.parameters())
-    page.sentence(f"{subject.checkpoint}: a composite model of {count:,} parameters.")
+    device = next(model.parameters()).device
+    page.sentence(f"{subject.checkpoint}: a composite model of {count:,} parameters, run on {device} for this report.")
     page.table(["model", ""], _settings_rows(model.config))
     published = subject.source.published
     if published is not None:
         page.sentence(f"Sequences: {published.shape[1]} of a published test set, {len(published)} frames each.")
     page.table(["data", ""], _settings_rows(asdict(subject.source.data) | {"seed": subject.source.seed}))
+    config = subject.run_folder / CONFIG_FILE if subject.run_folder else None
+    if config is not None and config.is_file():
+        try:
+            run = RunConfig.from_dict(yaml.safe_load(config.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, ValueError, AttributeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{config} is not the settings of a run, or is damaged: {error}") from error
+        page.table(["optimizer", ""], _settings_rows(asdict(run.optimizer.resolve()) | {"batch_size": run.batch_size}))
+        page.table(["trainer", ""], _settings_rows(asdict(run.trainer)))
 
 
 def training(page: Page, subject: Subject) -> None:

