@@ -90,7 +90,7 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["classify"], ["info", "--colour"], ["evaluate"], ["predict", "x", "--steps", "0"]]
+    "arguments", [[], ["recognise"], ["info", "--colour"], ["evaluate"], ["predict", "x", "--steps", "0"]]
 )
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
