@@ -68,11 +68,11 @@ class VideoClips:
 
     Attributes:
         frame_shape: ``(C, H, W)``.
-        broken: what is wrong with each video that couldn't be decoded.
+        broken: what is wrong with each video that couldn't be decoded or isn't there.
         unused: videos that are too short or too small.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no video in it.
+        FileNotFoundError: there is no such folder, or none of the videos is in it.
         ValueError: an argument is wrong, or no video has a clip; the message names it.
     """
 
@@ -123,11 +123,12 @@ class VideoClips:
         self.frame_shape = (frame_format.channels, *self.size)
 
         folder = Path(folder)
-        found = list_videos(folder) if videos is None else list(videos)
+        found, absent = _present(folder, list_videos(folder) if videos is None else videos)
         self._cache = FrameCache(
             folder, folder.with_name(f"{folder.name}.frames") if cache is None else cache, frame_format
         )
         there, self.broken = self._cache.fill(found, workers=workers, progress=progress)
+        self.broken |= dict.fromkeys(absent, "there is no such file")
         self._index(folder, there)
 
     def __len__(self) -> int:
@@ -231,6 +232,17 @@ class VideoClips:
         else:
             top, left = (margin // 2 for margin in margins)
         return top, left
+
+
+def _present(folder: Path, videos: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those that are there, and those that aren't, which are logged in one line."""
+    present = {video: (folder / video).is_file() for video in videos}
+    absent = [video for video, there in present.items() if not there]
+    if absent and len(absent) == len(present):
+        raise FileNotFoundError(f"{folder} has none of the {len(absent)} videos asked for, such as {absent[0]}")
+    if absent:
+        _log.warning("%d of %d videos are not in %s, such as %s", len(absent), len(present), folder, absent[0])
+    return [video for video, there in present.items() if there], absent
 
 
 def _integer(name: str, value: Any, minimum: int = 1) -> int:

@@ -102,11 +102,14 @@ class FrameCache:
         """
         if type(workers) is not int or workers < 1:
             raise ValueError(f"workers is {workers!r}, expected an integer of at least 1")
+        index = self._read_index()
+        if all(self._is_current(video, index.get(video)) for video in videos):  # in a folder that is read-only, maybe
+            return [index[video] for video in dict.fromkeys(videos)], {}
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder / ".lock"):
             for leftover in self.folder.rglob(".*.partial"):
                 leftover.unlink()
-            index = self._read_index()
+            index = self._read_index(mend=True)
             missing = [video for video in dict.fromkeys(videos) if not self._is_current(video, index.get(video))]
             broken: dict[str, str] = {}
             if missing:
@@ -128,12 +131,12 @@ class FrameCache:
     def _file(self, video: str) -> Path:
         return self.folder / f"{video}.npy"
 
-    def _read_index(self) -> dict[str, CachedVideo]:
-        """All lines, the last one of each video; a line that was being written is cut off."""
+    def _read_index(self, mend: bool = False) -> dict[str, CachedVideo]:
+        """All lines, the last one of each video; a line that was being written is ignored, or also cut off."""
         path, index = self.folder / _INDEX, {}
         if path.exists():
             whole, newline, torn = path.read_bytes().rpartition(b"\n")
-            if torn:
+            if torn and mend:
                 with path.open("r+b") as file:
                     file.truncate(len(whole) + len(newline))
             for number, line in enumerate(whole.decode().splitlines(), start=1):

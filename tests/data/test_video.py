@@ -59,6 +59,19 @@ def test_whole_frames(videos, caplog):
         clips[7]
 
 
+def test_videos_that_are_not_there(videos, caplog):
+    options = {"num_frames": 4, "size": 12}
+    with caplog.at_level(logging.WARNING):
+        clips = VideoClips(videos, videos=["a/long.avi", "a/x.avi", "b/short.mp4", "b/y.avi"], **options)
+    assert clips.videos == ["a/long.avi", "b/short.mp4"]
+    assert clips.broken == dict.fromkeys(("a/x.avi", "b/y.avi"), "there is no such file")
+    assert [record.message for record in caplog.records] == [
+        f"2 of 4 videos are not in {videos}, such as a/x.avi"  # one line, however many there are
+    ]
+    with pytest.raises(FileNotFoundError, match=r"has none of the 2 videos asked for, such as a/x\.avi"):
+        VideoClips(videos, videos=["a/x.avi", "b/y.avi"], **options)
+
+
 def test_centre_steps_and_strides(videos):
     """Every third frame, a clip at every second start."""
     clips = VideoClips(

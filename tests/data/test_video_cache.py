@@ -75,6 +75,13 @@ def test_nothing_is_decoded_twice(videos, tmp_path):
     assert cache._file("a/one.avi").stat().st_mtime_ns == times["a/one.avi"]
 
 
+def test_a_full_cache_is_only_read(videos, tmp_path, monkeypatch):
+    """It may be on a disk that others have filled."""
+    first = FrameCache(videos, tmp_path / "cache").fill(GOOD)
+    monkeypatch.setattr("lstmvid.data.video_cache._locked", None)
+    assert FrameCache(videos, tmp_path / "cache").fill(GOOD) == first
+
+
 def test_a_video_that_is_mended(videos, tmp_path):
     cache = FrameCache(videos, tmp_path / "cache")
     assert cache.fill(["b/broken.mp4"])[0] == []
