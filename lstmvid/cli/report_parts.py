@@ -20,7 +20,7 @@ from lstmvid.cli.features import named_features
 from lstmvid.cli.sources import Source
 from lstmvid.data.registry import MOVING_MNIST
 from lstmvid.evaluation.traces import unit_traces
-from lstmvid.training.callbacks import MetricsFile
+from lstmvid.training.callbacks import COLUMNS
 from lstmvid.training.checkpoint import MODEL_FILE, RESUME_FILE
 from lstmvid.training.config import CONFIG_FILE, RunConfig
 from lstmvid.training.pictures import are_images, error_curves, sequence_rows
@@ -98,7 +98,7 @@ def training(page: Page, subject: Subject) -> None:
         return
     with log.open(newline="", encoding="utf-8") as file:
         records = list(csv.DictReader(file))
-    logged = [name for name in MetricsFile.COLUMNS if "/" in name and any(record.get(name) for record in records)]
+    logged = [name for name in COLUMNS if "/" in name and any(record.get(name) for record in records)]
     for part in ("prediction", "reconstruction"):
         curves = {f"{stage}/{part}": stage for stage in ("train", "validation") if f"{stage}/{part}" in logged}
         if curves:
