@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     for title, header, rows, caption in tables(source, scores):
         table = Table(title=title, caption=caption or None)
         for column, label in enumerate(header):
-            table.add_column(label, justify="right" if column else "left")
+            table.add_column(label, justify="right" if column else "left", no_wrap=not column)
         for row in rows:
             table.add_row(*row)
         console.print(table)
