@@ -1,4 +1,4 @@
-"""Inputs and tolerances for checking a backend: shared by the tests and by the benchmarks.
+"""Inputs and tolerances for checking a backend, and small videos: shared by the tests and by the benchmarks.
 
 A backend is right when, forward and in every gradient, its error against the float64 reference is at most twice the
 error of plain torch code in the same dtype plus a floor. Both stand here, once.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -272,3 +275,47 @@ def check(case: Case | LoopCase, backend: str, *, backward: bool = True, device:
             wrong.append(f"{name}: error {error(actual[name], value):.3g}, bound {bound:.3g}")
     assert not wrong, f"{backend} differs from the float64 reference in {case}:\n" + "\n".join(wrong)
     return ratios
+
+
+def write_video(
+    path: Path,
+    frames: np.ndarray | int,
+    *,
+    size: tuple[int, int] = (48, 64),
+    codec: str = "mpeg4",
+    ticks: list[int] | None = None,
+    rate: int = 25,
+) -> np.ndarray:
+    """Encode a small real video.
+
+    Args:
+        path: the file, whose suffix says the container; its folder is made if need be.
+        frames: RGB, uint8 ``(T, H, W, 3)``, or how many to make of colours that move.
+        size: height and width of those that are made.
+        codec: FFmpeg's name.
+        ticks: the frames' time stamps in units of ``1 / rate`` seconds; one after the other by default.
+        rate: frames a second.
+
+    Returns:
+        The frames.
+    """
+    import av
+
+    if isinstance(frames, int):
+        height, width = size
+        t, y, x = np.ogrid[:frames, :height, :width]
+        channels = (t * 9 + y + 0 * x) % 200, (t * 5 + x + 0 * y) % 200, (t * 3 + x + y) % 200
+        frames = np.stack([20 + channel for channel in channels], axis=-1).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "rgb24" if codec == "rawvideo" else "yuv444p" if codec == "ffv1" else "yuv420p"
+        stream.bit_rate = 4_000_000
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts = number if ticks is None else ticks[number]
+            frame.time_base = Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return frames

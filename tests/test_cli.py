@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 import lstmvid
-from lstmvid.cli import main
+from lstmvid.cli import _COMMANDS, main
 from lstmvid.cli.sources import Source
 from lstmvid.evaluation import mean_image
 from lstmvid.training.checkpoint import load_model, save_model
@@ -74,7 +74,7 @@ def fails(capsys, arguments: list[str], code: int = 1) -> str:
 # ---- lstmvid itself, info ----
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["plan"], ["info"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in _COMMANDS)])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -90,7 +90,7 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["classify"], ["info", "--colour"], ["evaluate"], ["predict", "x", "--steps", "0"]]
+    "arguments", [[], ["recognise"], ["info", "--colour"], ["evaluate"], ["predict", "x", "--steps", "0"]]
 )
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -206,6 +206,28 @@ def test_train_refuses_to_overwrite_and_resumes(config_file, run_folder, capsys)
         ("", [], "config.yaml: expected settings by name"),
         ("seed: 1", ["--model.hidden_size=-1"], "--model.hidden_size is -1, expected an integer of at least 1"),
         ("seed: 1", ["--trainer.max_steps", "few"], "--trainer.max_steps is few, expected an integer of at least 1"),
+        ("data: {source: nowhere}", [], "config.yaml: data.source is 'nowhere', expected one of moving_mnist, "),
+        (
+            "data: {source: taxibj}",
+            [],
+            "config.yaml: data.path is null, expected the file or folder of the source taxibj",
+        ),
+        ("data: {path: x}", [], "config.yaml: data.path is 'x', expected none with the source moving_mnist"),
+        (
+            "data: {source: taxibj, path: x, num_digits: 3}",
+            [],
+            "config.yaml: data.num_digits is 3, expected none with the source taxibj",
+        ),
+        (
+            "data: {source: frames, path: x, options: {strid: 3}}",
+            [],
+            "config.yaml: data.options.strid is no setting of the source frames; it has stride",
+        ),
+        (
+            "data: {source: frames, path: x}",
+            ["--data.options.stride=many"],
+            "--data.options.stride is 'many', expected an integer",
+        ),
         ("seed: 1", ["--model.hidden=1"], "unrecognized arguments: --model.hidden=1"),
     ],
 )
@@ -277,7 +299,14 @@ def test_evaluate_matches_a_direct_computation(run_folder, tmp_path, capsys):
     arguments = type(
         "Arguments",
         (),
-        {"checkpoint": str(run_folder), "test_set": None, "digits": None, "device": "cpu", "backend": "auto"},
+        {
+            "checkpoint": str(run_folder),
+            "test_set": None,
+            "digits": None,
+            "path": None,
+            "device": "cpu",
+            "backend": "auto",
+        },
     )
     source = Source.from_arguments(arguments)
     frames = torch.cat(list(source.batches(5, 2)), dim=1)
@@ -364,7 +393,10 @@ def test_bad_input_to_evaluate_and_predict(run_folder, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ["junk.npy", "junk.safetensors", "test.npy"]
 
 
-@pytest.mark.parametrize("name", ["moving_mnist", "demo"])
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {"classify"}))
 def test_shipped_configs_are_valid(name):
-    path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
-    assert RunConfig.from_dict(yaml.safe_load(path.read_text())).output == f"runs/{name}"
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert RunConfig.from_dict(settings).output == f"runs/{name}"

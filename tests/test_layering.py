@@ -63,7 +63,7 @@ LAYERS = {
     "cli": Layer(TOOLS | {"training", "cli"}, extras="anywhere"),
 }
 SETUP = Layer(frozenset(), frozenset({"setuptools", "pybind11"}))
-ORIGINAL = {"lstmvid.compat.original", "lstmvid.compat.pbtxt"}  # the reader of the paper's files
+ORIGINAL = r"lstmvid\.compat\.(original(_\w+)?|pbtxt)"  # the reader of the paper's files
 
 NATIVE = "lstmvid._C"
 TORCH_HEADERS = {"torch", "ATen", "c10"}
@@ -75,7 +75,7 @@ def layer_of(module: str) -> str:
     first, *rest = [*module.split(".")[1:], ""]
     if module.endswith("_kernels"):
         return "*_kernels"
-    if module in ORIGINAL:
+    if re.fullmatch(ORIGINAL, module):
         return "compat.original"
     if first == "backends" and f"backends.{rest[0]}" in LAYERS:
         return f"backends.{rest[0]}"

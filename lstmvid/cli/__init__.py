@@ -1,6 +1,6 @@
-"""The command line: ``lstmvid train``, ``evaluate``, ``predict``, ``plan`` and ``info``.
+"""The command line: ``lstmvid`` and one of the commands below.
 
-A sub-command's module is imported when it is called, for the first three need packages beyond torch and numpy.
+A sub-command's module is imported when it is called, for most need packages beyond torch and numpy.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ from collections.abc import Sequence
 import lstmvid
 
 _COMMANDS = {
-    "train": "train a composite model on Moving MNIST",
+    "train": "train a composite model on Moving MNIST or another data set",
     "evaluate": "score a model's predictions and reconstructions beside floors",
     "predict": "draw predictions: PNG strips and animated GIFs",
+    "classify": "train and test a classifier of videos, fuse streams, average over splits",
+    "features": "draw a model's input and output features",
+    "report": "write all there is to see of a model into one HTML file",
+    "convert": "turn the model files of the paper's authors into ours, or back",
+    "extract": "run a pretrained convnet over videos, into an HDF5 file of percepts",
     "plan": "show which backend and kernels an LSTM would run on, and how fast",
     "info": "show versions, devices and which backends can run",
 }

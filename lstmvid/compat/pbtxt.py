@@ -62,6 +62,32 @@ def parse(text: str, message_type: type[MessageT], *, source: str, given: dict[s
     return _Parser(text, source).message(message_type, closing="", opened=1, given=given or {})
 
 
+def dump(message: Any, *, leave_out: tuple[str, ...] = (), indent: str = "") -> str:
+    """A message as text that `parse` reads back; fields at their defaults are left out, as are those in `leave_out`."""
+    lines = []
+    for field in dataclasses.fields(message):
+        value = getattr(message, field.name)
+        if field.name in leave_out or value is None or value == field.default:
+            continue
+        for item in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(item):
+                lines.append(f"{indent}{field.name} {{\n{dump(item, indent=indent + '  ')}{indent}}}\n")
+            else:
+                lines.append(f"{indent}{field.name}: {_written(item)}\n")
+    return "".join(lines)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return str(np.float32(value))  # the shortest that is read back as the same 32 bits
+    if isinstance(value, int | Identifier):
+        return str(value)
+    printable = {byte: chr(byte) for byte in range(0x20, 0x7F)} | {ord('"'): '\\"', ord("\\"): "\\\\"}
+    return '"' + "".join(printable.get(byte, f"\\{byte:03o}") for byte in value.encode()) + '"'
+
+
 class _Parser:
     """One pass over the tokens of one file, guided by the message types."""
 

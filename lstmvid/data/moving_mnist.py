@@ -100,6 +100,11 @@ class MovingMNIST:
         self.step_length = _step_length(step_length)
         self.seed = _integer("seed", seed, minimum=0)
 
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """``(1, frame_size, frame_size)``."""
+        return 1, self.frame_size, self.frame_size
+
     def batch(self, index: int, batch_size: int) -> torch.Tensor:
         """Make one batch, a pure function of ``(seed, index, batch_size)``.
 

@@ -2,7 +2,7 @@
 
 MSE, MAE and cross-entropy of a frame are *summed* over its values, then averaged over frames and sequences (the
 convention of the Moving MNIST literature, e.g. OpenSTL, https://github.com/chengtan9907/OpenSTL); SSIM and PSNR are
-means over frames.
+means over frames. There are two SSIM: that of its authors, and the one in OpenSTL's tables.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LOG_EPSILON = 1e-10
 
 _SSIM_WINDOW = 11
+_OPENSTL_WINDOW = 7
 
 
 class FrameMetrics:
@@ -24,14 +25,18 @@ class FrameMetrics:
     Args:
         cross_entropy: also report the Bernoulli cross-entropy; frames then have to lie in [0, 1].
         structure: also report SSIM and PSNR; frames then have to be images ``(C, height, width)``.
+        units: ``(mean, std)`` of frames that were normalised: errors are those of ``frames * std + mean``.
     """
 
-    def __init__(self, *, cross_entropy: bool = True, structure: bool = True) -> None:
+    def __init__(
+        self, *, cross_entropy: bool = True, structure: bool = True, units: tuple[float, float] = (0.0, 1.0)
+    ) -> None:
+        self._units = units
         self._metrics = {"mse": squared_error, "mae": absolute_error}
         if cross_entropy:
             self._metrics["cross_entropy"] = binary_cross_entropy
         if structure:
-            self._metrics |= {"ssim": ssim, "psnr": psnr}
+            self._metrics |= {"ssim": ssim, "ssim_openstl": ssim_openstl, "psnr": psnr}
         self._sums: dict[str, Tensor] = {}
         self._sequences = 0
         self._frame_shape: tuple[int, ...] = ()
@@ -58,7 +63,8 @@ class FrameMetrics:
         # One step at a time: SSIM takes many times the memory of the frames that it compares.
         totals = []
         for guess, truth in zip(prediction, target, strict=True):
-            pair = _scaled("prediction", guess), _scaled("target", truth)
+            mean, std = self._units
+            pair = _scaled("prediction", guess) * std + mean, _scaled("target", truth) * std + mean
             totals.append(torch.stack([metric(*pair).sum() for metric in self._metrics.values()]))
         for name, sums in zip(self._metrics, torch.stack(totals, dim=1).cpu(), strict=True):
             self._sums[name] = self._sums.get(name, 0) + sums
@@ -69,18 +75,28 @@ class FrameMetrics:
         """Means over all frames and sequences so far.
 
         Returns:
-            ``mse``, ``mae``, ``cross_entropy`` (nats) per frame; ``mse_per_pixel``, ``mae_per_pixel``; ``ssim``; and
-            ``psnr`` in decibels (infinite once a frame was predicted exactly).
+            ``mse``, ``mae``, ``cross_entropy`` (nats) per frame; ``mse_per_pixel``, ``mae_per_pixel`` and
+            ``rmse_per_pixel``, the root of the first; ``ssim``, ``ssim_openstl``; and ``psnr`` in decibels (infinite
+            once a frame was predicted exactly). The root is taken of the mean, here as in `per_step`.
         """
-        means = {name: curve.mean().item() for name, curve in self.per_step().items()}
-        pixels = math.prod(self._frame_shape)
-        return means | {f"{name}_per_pixel": means[name] / pixels for name in ("mse", "mae")}
+        means = self._per_pixel({name: curve.mean() for name, curve in self._means().items()})
+        return {name: mean.item() for name, mean in means.items()}
 
     def per_step(self) -> dict[str, Tensor]:
         """The same metrics at each time step: float64 ``(T,)`` each, averaged over the sequences so far."""
+        return self._per_pixel(self._means())
+
+    def _means(self) -> dict[str, Tensor]:
+        """Each metric at each step, averaged over the sequences so far."""
         if not self._sequences:
             raise ValueError("There are no metrics yet: no sequences were given to update()")
         return {name: sums / self._sequences for name, sums in self._sums.items()}
+
+    def _per_pixel(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the errors of a pixel added to those of a frame."""
+        pixels = math.prod(self._frame_shape)
+        added = {f"{name}_per_pixel": means[name] / pixels for name in ("mse", "mae")}
+        return means | added | {"rmse_per_pixel": added["mse_per_pixel"].sqrt()}
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -127,6 +143,32 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     return structural_similarity_index_measure(*images, data_range=1.0, reduction="none").double()
 
 
+def ssim_openstl(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of images ``(B, C, height, width)`` as in OpenSTL's tables: ``(B,)``, 1 for equal ones.
+
+    That is scikit-image's default for floating-point images: windows of 7 x 7 pixels of equal weight that lie inside
+    the image, sample covariances, and a data range of 2, as if values began at -1. Predictions are clipped to [0, 1].
+    """
+    _check_images(prediction)
+    guess, truth = prediction.double().clamp(0, 1), target.double()
+
+    def mean(values: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(values, _OPENSTL_WINDOW, stride=1)
+
+    count = _OPENSTL_WINDOW**2
+    guess_mean, truth_mean = mean(guess), mean(truth)
+    products = (
+        (guess * guess, guess_mean**2),
+        (truth * truth, truth_mean**2),
+        (guess * truth, guess_mean * truth_mean),
+    )
+    guess_variance, truth_variance, covariance = ((mean(p) - m) * count / (count - 1) for p, m in products)
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    similarity = (2 * guess_mean * truth_mean + c1) * (2 * covariance + c2)
+    similarity /= (guess_mean**2 + truth_mean**2 + c1) * (guess_variance + truth_variance + c2)
+    return similarity.flatten(1).mean(1)
+
+
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in decibels of frames ``(B, *frame_shape)``: ``(B,)``, infinite for equal ones.
 
@@ -150,7 +192,12 @@ def mean_image(sequences: Tensor) -> Tensor:
 
 
 def floors(
-    batches: Iterable[tuple[Tensor, Tensor]], mean: Tensor, *, cross_entropy: bool = True, structure: bool = True
+    batches: Iterable[tuple[Tensor, Tensor]],
+    mean: Tensor,
+    *,
+    cross_entropy: bool = True,
+    structure: bool = True,
+    units: tuple[float, float] = (0.0, 1.0),
 ) -> dict[str, dict[str, float]]:
     """What predictors score that have learned nothing of motion.
 
@@ -159,15 +206,16 @@ def floors(
         mean: the mean training image (see `mean_image`).
         cross_entropy: report it for the mean image; to the others, which are certain of each pixel, it means nothing.
         structure: report SSIM and PSNR.
+        units: see `FrameMetrics`.
 
     Returns:
         `FrameMetrics.compute()` of ``black`` (all zero), ``mean_image`` (always the mean training image) and
         ``copy_last`` (always the last input frame).
     """
     scores = {
-        "black": FrameMetrics(cross_entropy=False, structure=structure),
-        "mean_image": FrameMetrics(cross_entropy=cross_entropy, structure=structure),
-        "copy_last": FrameMetrics(cross_entropy=False, structure=structure),
+        "black": FrameMetrics(cross_entropy=False, structure=structure, units=units),
+        "mean_image": FrameMetrics(cross_entropy=cross_entropy, structure=structure, units=units),
+        "copy_last": FrameMetrics(cross_entropy=False, structure=structure, units=units),
     }
     for frames, targets in batches:
         guesses = {

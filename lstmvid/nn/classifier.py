@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,15 @@ class SequenceClassifier(nn.Module):
         for name, value in (("input_dropout", input_dropout), ("dropout", dropout), ("output_dropout", output_dropout)):
             if not 0 <= value < 1:  # also false for NaN
                 raise ValueError(f"{name} must lie in [0, 1), got {value}")
+        self.config: dict[str, Any] = sizes | {
+            "peephole": peephole,
+            "input_dropout": input_dropout,
+            "dropout": dropout,
+            "output_dropout": output_dropout,
+            "batch_first": batch_first,
+            "backend": backend,
+            "recompute": recompute,
+        }
         self.input_size, self.batch_first = input_size, batch_first
         self.input_dropout, self.output_dropout = input_dropout, output_dropout
         factory = {"device": device, "dtype": dtype}

@@ -182,6 +182,7 @@ class FusedComposite(nn.Module):
         model_pbtxt: str | PathLike,
         checkpoint_h5: str | PathLike | None = None,
         *,
+        frame_shape: Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         backend: str = "auto",
@@ -191,7 +192,8 @@ class FusedComposite(nn.Module):
     ) -> FusedComposite:
         """The model that the paper's original model file describes.
 
-        Its weights are the HDF5 checkpoint's or, without one, drawn as the model file says.
+        Its weights are the HDF5 checkpoint's or, without one, drawn as the model file says. The files know frames as
+        vectors; `frame_shape`, such as (1, 64, 64), makes them images of as many values.
 
         The single bias of the original is `bias_ih`; `bias_hh` is zero and frozen, as is every block that the file
         leaves out (two trained biases would double the learning rate).
@@ -202,8 +204,16 @@ class FusedComposite(nn.Module):
         from ..compat import original
 
         description = original.read_model(model_pbtxt)
+        arguments = original.composite_arguments(description)
+        if frame_shape is not None:
+            if math.prod(frame_shape) != arguments["frame_shape"]:
+                size = arguments["frame_shape"]
+                raise ValueError(
+                    f"frame_shape is {tuple(frame_shape)}, but {description.source} has {size} values a frame"
+                )
+            arguments["frame_shape"] = frame_shape
         model = cls(
-            **original.composite_arguments(description),
+            **arguments,
             dtype=dtype,
             device=device,
             backend=backend,

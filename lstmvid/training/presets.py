@@ -1,21 +1,22 @@
 """Optimiser presets: the two settings of the paper's released code and ours, with their initial weights.
 
-The originals are those of arXiv 1502.04681's code: see `OriginalSGD` for its update rule. Their gradients are sums over
-frames and batch, where the model's loss is a mean; they have one bias per gate, so the second one of
-`torch.nn.LSTM` is frozen at zero. What is not known of the earlier release (`original_rmsprop`) is as in `original`.
+The originals are those of arXiv 1502.04681's code: see `lstmvid.training.OriginalSGD` for its update rule. Their
+gradients are sums over frames and batch, where the model's loss is a mean; they have one bias per gate, so the second
+one of `torch.nn.LSTM` is frozen at zero. What is not known of the earlier release (`original_rmsprop`) is as in
+`original`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import lstmvid
+from lstmvid.training.original_sgd import OriginalSGD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +97,9 @@ PRESETS: dict[str, Preset] = {
 
 
 @torch.no_grad()
-def initialise(model: lstmvid.FusedComposite, preset: Preset) -> None:
+def initialise(model: lstmvid.FusedComposite | lstmvid.SequenceClassifier, preset: Preset) -> None:
     """Draw the preset's initial weights into a model, from torch's global generator."""
-    head_bias = preset.logit_bias if model.config["likelihood"] == "bernoulli" else 0.0
+    head_bias = preset.logit_bias if model.config.get("likelihood") == "bernoulli" else 0.0
     for name, parameter in model.named_parameters():
         kind = name.rpartition(".")[2]
         if kind.startswith("weight_peephole"):
@@ -145,49 +146,3 @@ def learning_rate_factor(preset: Preset, step: int, max_steps: int) -> float:
         return 1.0
     progress = (step - preset.warmup_steps) / max(max_steps - preset.warmup_steps, 1)
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-class OriginalSGD(torch.optim.Optimizer):
-    """The released code's update, which bounds the accumulated velocity and not the gradient::
-
-        g = dW + weight_decay * w
-        velocity = clip(momentum * velocity - lr * g, -clip, clip)
-        w += velocity
-
-    Args:
-        params: parameters or groups of them.
-        lr: learning rate.
-        momentum: share of the velocity that is kept.
-        clip: bound of each element of the velocity.
-        weight_decay: L2 penalty.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict],
-        lr: float = 1e-4,
-        momentum: float = 0.9,
-        clip: float = 1e-4,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "clip": clip, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        """Update all parameters that have a gradient; `closure`, if given, computes the loss once more."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                gradient = weight.grad.add(weight, alpha=group["weight_decay"])
-                state = self.state[weight]
-                if not state:
-                    state["velocity"] = torch.zeros_like(weight)
-                velocity = state["velocity"]
-                velocity.mul_(group["momentum"]).sub_(gradient, alpha=group["lr"])
-                weight.add_(velocity.clamp_(-group["clip"], group["clip"]))
-        return loss

@@ -120,15 +120,23 @@ class OriginalFiles:
                 values[f"{layer['name']}:{block}"] = value.astype(np.float32)
         return values
 
-    def write_checkpoint(self, values: dict[str, np.ndarray], name: str = "model.h5") -> Path:
+    def write_checkpoint(
+        self,
+        values: dict[str, np.ndarray],
+        name: str = "model.h5",
+        *,
+        velocities: dict[str, np.ndarray] | None = None,
+        updates: int = 7000,
+    ) -> Path:
         """Each parameter with its velocity beside it and its number of updates as an attribute of the file."""
         h5py = pytest.importorskip("h5py")
         path = self.folder / name
         with h5py.File(path, "w") as file:
             for dataset, value in values.items():
                 file.create_dataset(dataset, data=value)
-                file.create_dataset(f"{dataset}_grad", data=np.full_like(value, 123.0))
-                file.attrs[f"{dataset}_t"] = 7000
+                velocity = np.full_like(value, 123.0) if velocities is None else velocities[dataset]
+                file.create_dataset(f"{dataset}_grad", data=velocity)
+                file.attrs[f"{dataset}_t"] = updates
         return path
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lstmvid
+from lstmvid.training import OriginalSGD, summed_loss
 
 STEPS, FUTURE, BATCH, FRAME, HIDDEN = 4, 3, 2, 5, 3
 ATOL = 1e-12  # float64 on both sides; only the order of sums differs
@@ -210,3 +211,199 @@ def test_the_other_kind_of_model_is_refused(files):
         lstmvid.FusedComposite.from_original(files.write_model(files.classifier()))
     with pytest.raises(ValueError, match="so it is a composite model"):
         lstmvid.SequenceClassifier.from_original(files.write_model(files.composite()))
+
+
+# ---- Going on with the original optimiser ----
+
+
+class ReferenceOptimiser:
+    """The released update in float64, its gradients by central differences of a loss summed over frames and batch."""
+
+    def __init__(self, message, values, velocities, loss):
+        layers = [layer for field in ("lstm", "lstm_dec", "lstm_future") for layer in message.get(field, [])]
+        self.blocks = {f"{layer['name']}:{name}": layer.get(name) for layer in layers for name in BLOCKS}
+        self.values = {name: value.astype(np.float64) for name, value in values.items()}
+        self.velocities = {name: value.astype(np.float64) for name, value in velocities.items()}
+        self.loss = loss
+
+    def gradient(self, name, step=1e-5):
+        value = self.values[name]
+        gradient = np.zeros_like(value)
+        for index in np.ndindex(value.shape):
+            middle = value[index]
+            value[index] = middle + step
+            above = self.loss(self.values)
+            value[index] = middle - step
+            gradient[index] = (above - self.loss(self.values)) / (2 * step)
+            value[index] = middle
+        return gradient
+
+    def update(self):
+        gradients = {name: self.gradient(name) for name in self.values}
+        for name, value in self.values.items():
+            if self.blocks[name] is None:
+                continue
+            number = {setting: float(np.float32(self.blocks[name].get(setting, 0.0))) for setting in SETTINGS}
+            velocity = number["momentum"] * self.velocities[name]
+            velocity -= number["epsilon"] * (gradients[name] + number["l2_decay"] * value)
+            if number["gradient_clip"] > 0:
+                velocity = np.clip(velocity, -number["gradient_clip"], number["gradient_clip"])
+            self.velocities[name] = velocity
+            value += velocity
+
+
+BLOCKS = ("w_dense", "w_diag", "b", "w_input", "w_output", "b_output")
+SETTINGS = ("epsilon", "momentum", "l2_decay", "gradient_clip")
+
+
+def train_like_the_originals(files, message):
+    """Settings that differ between blocks, so that none can be mistaken for another's; velocities to begin with."""
+    for layer in (layer for field in ("lstm", "lstm_dec", "lstm_future") for layer in message.get(field, [])):
+        for number, name in enumerate(name for name in BLOCKS if name in layer):
+            clip = (0.02, 0.0, 0.5)[number % 3]  # 0 is no bound to them
+            layer[name] = {"epsilon": 0.01 * (1 + number), "momentum": 0.9 - 0.1 * number, "gradient_clip": clip}
+            layer[name] |= {} if name.startswith("b") else {"l2_decay": 0.03}
+    values = files.parameters(message)
+    rng = np.random.default_rng(5)
+    velocities = {name: rng.uniform(-0.02, 0.02, value.shape).astype(np.float32) for name, value in values.items()}
+    pbtxt = files.write_model(message)
+    return pbtxt, files.write_checkpoint(values, velocities=velocities, updates=41), values, velocities
+
+
+def check_against(reference, model, names):
+    for ours, theirs in names.items():
+        parameter = model.get_parameter(ours).detach().numpy()
+        np.testing.assert_allclose(
+            parameter, reference.values[theirs].reshape(parameter.shape), rtol=0, atol=2e-8, err_msg=theirs
+        )
+
+
+def test_training_goes_on_as_in_the_released_code(files):
+    message = files.composite(FRAME, HIDDEN, 1, None, "conditional", binary_data=True)
+    del message["lstm"][0]["w_diag"]  # a block that is left out is not trained, whatever its stored velocity
+    pbtxt, h5, values, velocities = train_like_the_originals(files, message)
+    rng = np.random.default_rng(1)
+    frames, targets = rng.uniform(size=(STEPS, BATCH, FRAME)), rng.uniform(size=(FUTURE, BATCH, FRAME))
+
+    def loss(values):
+        states = ReferenceStack(values, ["lstm_1_enc"]).encode(frames)[-1]
+        seen = lambda t, outputs: targets[t - 1]  # noqa: E731
+        future = ReferenceStack(values, ["lstm_1_fut"]).decode(states, FUTURE, seen, False, ACTIVATIONS["bernoulli"])
+        return frame_loss("bernoulli", future, targets) * FUTURE * BATCH
+
+    model = lstmvid.FusedComposite.from_original(pbtxt, h5, dtype=torch.float64, batch_first=True)
+    optimizer = OriginalSGD.from_original(model, pbtxt, h5)
+    assert {state["updates"] for state in optimizer.state.values()} == {41}
+    reference = ReferenceOptimiser(message, values, velocities, loss)
+    names = {"weight_ih_l0": "w_input", "weight_hh_l0": "w_dense", "bias_ih_l0": "b", "weight_peephole_l0": "w_diag"}
+    names = {
+        f"{part}.{ours}": f"lstm_1_{short}:{theirs}"
+        for part, short in (("encoder", "enc"), ("predictor", "fut"))
+        for ours, theirs in names.items()
+    } | {"prediction_head.weight": "lstm_1_fut:w_output", "prediction_head.bias": "lstm_1_fut:b_output"}
+    check_against(reference, model, names)
+    for _ in range(3):
+        reference.update()
+        optimizer.zero_grad()
+        batch = (torch.from_numpy(x).transpose(0, 1) for x in (frames, targets))
+        summed_loss(model(*batch)).backward()
+        optimizer.step()
+        check_against(reference, model, names)
+    assert not model.encoder.weight_peephole_l0.any()
+    assert not model.predictor.bias_hh_l0.any()
+    assert {state["updates"] for state in optimizer.state.values()} == {44}
+
+
+def test_a_classifier_goes_on_as_in_the_released_code(files):
+    message = files.classifier(FRAME, HIDDEN, 1, classes=3)
+    pbtxt, h5, values, velocities = train_like_the_originals(files, message)
+    frames, labels = np.random.default_rng(1).normal(size=(STEPS, BATCH, FRAME)), np.array([2, 0])
+
+    def loss(values):
+        stack = ReferenceStack(values, ["lstm_1_cls"])
+        logits = np.stack([stack.readout(states) for states in stack.encode(frames)])
+        right = np.exp(logits)[:, np.arange(BATCH), labels] / np.exp(logits).sum(-1)
+        return -np.log(right).sum()
+
+    model = lstmvid.SequenceClassifier.from_original(pbtxt, h5, dtype=torch.float64)
+    optimizer = OriginalSGD.from_original(model, pbtxt, h5)
+    reference = ReferenceOptimiser(message, values, velocities, loss)
+    for _ in range(2):
+        reference.update()
+        optimizer.zero_grad()
+        (model.loss(torch.from_numpy(frames), torch.from_numpy(labels)) * len(labels)).backward()
+        optimizer.step()
+        names = {"encoder.weight_ih_l0": "lstm_1_cls:w_input", "head.bias": "lstm_1_cls:b_output"}
+        check_against(reference, model, names)
+
+
+def test_the_optimiser_goes_on_from_its_own_state(files):
+    """Stopped after two updates and loaded again, by way of `state_dict`, it is the one that never stopped."""
+    pbtxt, h5, _, _ = train_like_the_originals(files, files.composite(FRAME, HIDDEN, 2))
+    x, y = torch.rand(STEPS, BATCH, FRAME), torch.rand(FUTURE, BATCH, FRAME)
+
+    def steps(model, optimizer, count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            summed_loss(model(x, y)).backward()
+            optimizer.step()
+
+    whole = lstmvid.FusedComposite.from_original(pbtxt, h5)
+    steps(whole, OriginalSGD.from_original(whole, pbtxt, h5), 4)
+    first = lstmvid.FusedComposite.from_original(pbtxt, h5)
+    optimizer = OriginalSGD.from_original(first, pbtxt, h5)
+    steps(first, optimizer, 2)
+    second = lstmvid.FusedComposite.from_original(pbtxt)
+    second.load_state_dict(first.state_dict())
+    resumed = OriginalSGD.from_original(second, pbtxt)
+    resumed.load_state_dict(optimizer.state_dict())
+    steps(second, resumed, 2)
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(parameter, second.get_parameter(name)), name
+
+
+def test_velocities_are_read_as_they_stand(files):
+    message = files.composite(FRAME, HIDDEN, 1, None, "unconditional")
+    pbtxt, h5, _, velocities = train_like_the_originals(files, message)
+    model = lstmvid.FusedComposite.from_original(pbtxt, h5, dtype=torch.float16)
+    optimizer = OriginalSGD.from_original(model, pbtxt, h5)
+    state = optimizer.state[model.encoder.weight_hh_l0]["velocity"]
+    assert state.dtype == torch.float16
+    np.testing.assert_array_equal(state.numpy(), velocities["lstm_1_enc:w_dense"].astype(np.float16))
+    assert OriginalSGD.from_original(model, pbtxt).state == {}
+
+
+def test_faults_of_velocities_and_models_are_named(files):
+    message = files.composite(FRAME, HIDDEN, 1)
+    pbtxt, h5, values, velocities = train_like_the_originals(files, message)
+    model = lstmvid.FusedComposite.from_original(pbtxt, h5)
+    other = lstmvid.FusedComposite(FRAME, HIDDEN, 1, predict=None)
+    with pytest.raises(
+        ValueError, match=r"not the one that .*model\.pbtxt describes: only one of them has prediction_head"
+    ):
+        OriginalSGD.from_original(other, pbtxt)
+    larger = lstmvid.FusedComposite(FRAME, HIDDEN + 1, 1)
+    with pytest.raises(ValueError, match=r"encoder\.weight_ih_l0 of shape \(16, 5\), .*model\.pbtxt of \(12, 5\)"):
+        OriginalSGD.from_original(larger, pbtxt, h5)
+    files.write_checkpoint(values, velocities=velocities | {"lstm_1_enc:b": np.full((1, 12), np.nan, np.float32)})
+    with pytest.raises(ValueError, match=r"model\.h5: dataset 'lstm_1_enc:b_grad' holds values that are not finite"):
+        OriginalSGD.from_original(model, pbtxt, h5)
+    files.write_checkpoint(values, velocities=velocities | {"lstm_1_enc:b": np.zeros((2, 2), np.float32)})
+    with pytest.raises(ValueError, match=r"dataset 'lstm_1_enc:b_grad' is \(2, 2\) of float32, expected \(1, 12\)"):
+        OriginalSGD.from_original(model, pbtxt, h5)
+    files.write_checkpoint(values, velocities=velocities, updates=-1)
+    with pytest.raises(ValueError, match=r"model\.h5: attribute '.*_t' is .*-1.*, expected a number of updates"):
+        OriginalSGD.from_original(model, pbtxt, h5)
+    with pytest.raises(ValueError, match="out has no loss"):
+        summed_loss(lstmvid.FusedComposite(FRAME, HIDDEN, 1, reconstruct=None)(torch.rand(2, 1, FRAME)))
+
+
+def test_frames_may_be_images(files):
+    message = files.composite(12, HIDDEN, 1)
+    pbtxt, h5 = files.write_model(message), files.write_checkpoint(files.parameters(message))
+    flat = lstmvid.FusedComposite.from_original(pbtxt, h5)
+    images = lstmvid.FusedComposite.from_original(pbtxt, h5, frame_shape=(1, 3, 4))
+    x = torch.rand(STEPS, BATCH, 1, 3, 4)
+    assert torch.equal(images.predict(x, 2).flatten(2), flat.predict(x.flatten(2), 2))
+    with pytest.raises(ValueError, match=r"frame_shape is \(1, 4, 4\), but .*model\.pbtxt has 12 values a frame"):
+        lstmvid.FusedComposite.from_original(pbtxt, h5, frame_shape=(1, 4, 4))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstmvid.compat.pbtxt import Identifier, parse
+from lstmvid.compat.pbtxt import Identifier, dump, parse
 
 
 @dataclass(frozen=True)
@@ -159,3 +159,82 @@ def test_any_text_is_read_or_refused_by_a_value_error(text):
 def test_any_string_survives_quoting(text):
     quoted = "".join(f"\\{byte:03o}" for byte in text.encode())
     assert read(f'text: "{quoted}"').text == text
+
+
+FLOATS = st.floats(width=32, allow_nan=False)
+INTEGERS = st.integers(-(2**31), 2**31 - 1)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+INNERS = st.builds(Inner, label=TEXTS, size=INTEGERS)
+OUTERS = st.builds(
+    Outer,
+    count=INTEGERS,
+    rate=FLOATS,
+    flag=st.booleans(),
+    text=TEXTS,
+    kind=st.none() | st.sampled_from(["UNIFORM", "CONSTANT"]).map(Identifier),
+    inner=st.none() | INNERS,
+    many=st.lists(INTEGERS, max_size=3).map(tuple),
+    names=st.lists(TEXTS, max_size=3).map(tuple),
+    inners=st.lists(INNERS, max_size=2).map(tuple),
+)
+
+
+@given(OUTERS)
+def test_what_is_written_is_read_back(message):
+    assert read(dump(message)) == message
+
+
+def test_fields_may_be_left_out():
+    assert dump(Outer(count=1, text="a"), leave_out=("text",)) == "count: 1\n"
+
+
+def protobuf_class():
+    """`Outer` as Google's own library has it, to read and write the format independently."""
+    descriptor_pb2 = pytest.importorskip("google.protobuf.descriptor_pb2")
+    from google.protobuf import descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="outer.proto", package="test", syntax="proto2")
+    enum = file.enum_type.add(name="Kind")
+    for number, name in enumerate(("CONSTANT", "UNIFORM")):
+        enum.value.add(name=name, number=number)
+    plain = {"int": kinds.TYPE_INT32, "float": kinds.TYPE_FLOAT, "bool": kinds.TYPE_BOOL, "str": kinds.TYPE_STRING}
+    for name, fields in (
+        ("Inner", {"label": "str", "size": "int"}),
+        (
+            "Outer",
+            {"count": "int", "rate": "float", "flag": "bool", "text": "str", "kind": "Kind", "inner": "Inner"}
+            | {"many": "int*", "names": "str*", "inners": "Inner*"},
+        ),
+    ):
+        message = file.message_type.add(name=name)
+        for number, (field, kind) in enumerate(fields.items(), start=1):
+            label = kinds.LABEL_REPEATED if kind.endswith("*") else kinds.LABEL_OPTIONAL
+            kind = kind.removesuffix("*")
+            added = message.field.add(name=field, number=number, label=label)
+            if kind in plain:
+                added.type = plain[kind]
+            else:
+                added.type, added.type_name = (
+                    (kinds.TYPE_ENUM if kind == "Kind" else kinds.TYPE_MESSAGE),
+                    f".test.{kind}",
+                )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("test.Outer"))
+
+
+@given(OUTERS)
+def test_googles_library_reads_and_writes_the_same(message):
+    text_format = pytest.importorskip("google.protobuf.text_format")
+    theirs = text_format.Parse(dump(message), protobuf_class()())
+    for name in ("count", "rate", "flag", "text"):
+        assert getattr(theirs, name) == getattr(message, name)
+    assert list(theirs.many) == list(message.many)
+    assert list(theirs.names) == list(message.names)
+    assert [inner.label for inner in theirs.inners] == [inner.label for inner in message.inners]
+    for inner in theirs.inners:  # what is left out has our defaults, which aren't theirs
+        inner.size = inner.size if inner.HasField("size") else 7
+    if theirs.HasField("inner") and not theirs.inner.HasField("size"):
+        theirs.inner.size = 7
+    assert read(text_format.MessageToString(theirs)) == message

@@ -8,7 +8,7 @@ import torch
 
 from lstmvid.data import MovingMNIST, load_digits
 from lstmvid.evaluation import FrameMetrics, floors, mean_image
-from lstmvid.evaluation.metrics import binary_cross_entropy, psnr, ssim
+from lstmvid.evaluation.metrics import binary_cross_entropy, psnr, ssim, ssim_openstl
 
 
 def random_pair(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,7 +37,9 @@ def test_errors_match_the_definitions_written_as_loops() -> None:
         assert result[name] == pytest.approx(curve.mean(), rel=1e-6 if name == "psnr" else 1e-12)
     assert result["mse_per_pixel"] == pytest.approx(result["mse"] / (2 * 12 * 11))
     assert result["mae_per_pixel"] == pytest.approx(result["mae"] / (2 * 12 * 11))
-    assert set(result) == {"mse", "mae", "cross_entropy", "ssim", "psnr", "mse_per_pixel", "mae_per_pixel"}
+    assert result["rmse_per_pixel"] == pytest.approx(result["mse_per_pixel"] ** 0.5)
+    per_pixel = {"mse_per_pixel", "mae_per_pixel", "rmse_per_pixel"}
+    assert set(result) == {"mse", "mae", "cross_entropy", "ssim", "ssim_openstl", "psnr"} | per_pixel
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 11, 16), (2, 3, 17, 13)])
@@ -68,6 +70,24 @@ def test_structure_clips_predictions_and_knows_equal_frames() -> None:
     assert torch.equal(psnr(wild, target), psnr(wild.clamp(0, 1), target))
     torch.testing.assert_close(ssim(target, target), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-6)
     assert psnr(target, target).isposinf().all()
+
+
+def test_ssim_of_openstl_matches_its_definition_written_as_loops() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.random((2, 3, 13, 11))
+    prediction = target + 0.3 * rng.normal(size=target.shape)
+    actual = ssim_openstl(torch.from_numpy(prediction).float(), torch.from_numpy(target).float())
+    for image in range(2):
+        values = []
+        for channel, y, x in np.ndindex(3, 13 - 6, 11 - 6):
+            window = image, channel, slice(y, y + 7), slice(x, x + 7)
+            a, b = prediction[window].clip(0, 1).ravel(), target[window].ravel()
+            covariance = np.cov(a, b)  # of a sample
+            c1, c2 = 0.02**2, 0.06**2
+            luminance = (2 * a.mean() * b.mean() + c1) / (a.mean() ** 2 + b.mean() ** 2 + c1)
+            values.append(luminance * (2 * covariance[0, 1] + c2) / (covariance[0, 0] + covariance[1, 1] + c2))
+        assert actual[image].item() == pytest.approx(np.mean(values), abs=1e-6)
+    assert ssim_openstl(torch.from_numpy(target), torch.from_numpy(target)).tolist() == pytest.approx([1.0, 1.0])
 
 
 def test_cross_entropy_agrees_with_logits_and_stays_finite() -> None:
@@ -106,7 +126,7 @@ def test_frames_that_are_no_images() -> None:
     prediction, target = random_pair(2, 3, 40)
     metrics = FrameMetrics(cross_entropy=False, structure=False)
     metrics.update(prediction * 9 - 4, target)
-    assert set(metrics.compute()) == {"mse", "mae", "mse_per_pixel", "mae_per_pixel"}
+    assert set(metrics.compute()) == {"mse", "mae", "mse_per_pixel", "mae_per_pixel", "rmse_per_pixel"}
     with pytest.raises(ValueError, match=r"frames have shape \(40,\), expected images"):
         FrameMetrics().update(prediction, target)
 

@@ -10,8 +10,8 @@ from lstmvid.training.data import (
     EVALUATION,
     TRAINING,
     VALIDATION,
+    FixedBatches,
     TrainingBatches,
-    ValidationBatches,
     batch_index,
     sequences,
 )
@@ -49,7 +49,7 @@ def test_training_goes_on_where_it_stopped_with_any_number_of_workers():
 
 
 def test_validation_has_every_sequence_once():
-    ranks = [ValidationBatches(Indices(), 10, 4, rank=rank, world_size=2) for rank in range(2)]
+    ranks = [FixedBatches(Indices(), 10, 4, rank=rank, world_size=2) for rank in range(2)]
     batches = sorted(tuple(batch[i].tolist()) for batch in ranks for i in range(len(batch)))
     assert batches == [(0, 4), (1, 4), (2, 2)]
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lstmvid.training.config import RunConfig, expected
+from lstmvid.training.config import RunConfig
 from lstmvid.training.presets import PRESETS
 
 
@@ -55,5 +55,5 @@ def test_wrong_settings_are_named(settings, message):
 
 
 def test_expected_finds_settings_by_their_full_name():
-    assert expected("seed") == "an integer of at least 0"
-    assert expected("optimizer.clip") == "a finite number above 0, or null for the preset's"
+    assert RunConfig.expected("seed") == "an integer of at least 0"
+    assert RunConfig.expected("optimizer.clip") == "a finite number above 0, or null for the preset's"

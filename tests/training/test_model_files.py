@@ -30,6 +30,37 @@ def test_round_trip(model, tmp_path):
     assert load_model(path.parent)[0].config == model.config
 
 
+def test_round_trip_of_a_classifier(tmp_path):
+    torch.manual_seed(0)
+    options = {"peephole": False, "input_dropout": 0.25, "dropout": 0.125, "output_dropout": 0.5, "batch_first": True}
+    classifier = lstmvid.SequenceClassifier(5, 3, 2, 4, **options)
+    save_model(classifier, tmp_path / "c.safetensors", data={"classes": ["a", "b", "c", "d"]})
+    loaded, data = load_model(tmp_path / "c.safetensors", kind=lstmvid.SequenceClassifier)
+    assert data == {"classes": ["a", "b", "c", "d"]}
+    assert type(loaded) is lstmvid.SequenceClassifier
+    assert loaded.config == classifier.config
+    assert options.items() <= loaded.config.items()
+    x = torch.rand(2, 6, 5)
+    assert torch.equal(loaded(x), classifier.eval()(x))
+    with pytest.raises(ValueError, match=r"c\.safetensors holds a SequenceClassifier, expected a FusedComposite"):
+        load_model(tmp_path / "c.safetensors", kind=lstmvid.FusedComposite)
+
+
+def test_an_encoder_goes_on_in_a_classifier_that_can_be_saved(model, tmp_path):
+    classifier = lstmvid.SequenceClassifier.from_encoder(model, 7, dropout=0.5)
+    save_model(classifier, tmp_path / "c.safetensors")
+    loaded, _ = load_model(tmp_path / "c.safetensors")
+    assert loaded.config == classifier.config
+    assert torch.equal(loaded.encoder.weight_ih_l0, model.encoder.weight_ih_l0)
+
+
+def test_frozen_parameters_stay_frozen(model, tmp_path):
+    model.encoder.bias_hh_l1.requires_grad_(False)
+    save_model(model, tmp_path / "m.safetensors")
+    loaded, _ = load_model(tmp_path / "m.safetensors")
+    assert [n for n, parameter in loaded.named_parameters() if not parameter.requires_grad] == ["encoder.bias_hh_l1"]
+
+
 def test_metadata_is_json(model, tmp_path):
     save_model(model, tmp_path / "m.safetensors")
     with safetensors.safe_open(tmp_path / "m.safetensors", "pt") as file:
@@ -80,8 +111,14 @@ def test_files_of_others(model, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"class": "Path"}, {"config": {"frame_shape": [1, 4, 4], "hidden_size": 5}}, {"config": {"hidden": 1}}],
-    ids=["class", "sizes", "arguments"],
+    [
+        {"class": "Path"},
+        {"config": {"frame_shape": [1, 4, 4], "hidden_size": 5}},
+        {"config": {"hidden": 1}},
+        {"class": "SequenceClassifier"},
+        {"frozen": ["encoder.nothing"]},
+    ],
+    ids=["class", "sizes", "arguments", "other class", "frozen"],
 )
 def test_description_that_does_not_fit(model, tmp_path, change):
     path = tmp_path / "odd.safetensors"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import lstmvid
-from lstmvid.training.presets import PRESETS, OriginalSGD, build_optimizer, initialise, learning_rate_factor
+from lstmvid.training import OriginalSGD
+from lstmvid.training.presets import PRESETS, build_optimizer, initialise, learning_rate_factor
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import lstmvid
 from lstmvid.data import MovingMNIST
 from lstmvid.training.checkpoint import load_model, read_checkpoint
 from lstmvid.training.config import RunConfig
-from lstmvid.training.data import VALIDATION, ValidationBatches, sequences
+from lstmvid.training.data import VALIDATION, FixedBatches, sequences
 from lstmvid.training.module import CompositeTraining
 from lstmvid.training.run import train
 
@@ -90,7 +90,7 @@ def test_run_folder(settings):
     config = RunConfig.from_dict(settings)
     module = CompositeTraining(config)
     module.model.load_state_dict(model.state_dict())
-    batches = ValidationBatches(sequences(config.data, config.seed, VALIDATION), 5, 2)
+    batches = FixedBatches(sequences(config.data, config.seed, VALIDATION), 5, 2)
     module.eval()
     with torch.no_grad():
         total = sum(
@@ -188,6 +188,19 @@ def test_resuming_another_run_is_refused(settings, section, name, value):
         ValueError, match=rf"last\.ckpt can't be resumed with {section}\.{name} {value}: the run has \d"
     ):
         run(settings, resume=True)
+
+
+def test_a_run_from_before_there_were_other_data_sets_can_be_resumed(settings):
+    folder = run(settings)
+    path = folder / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for data in (checkpoint["lstmvid"]["run"]["data"], checkpoint["lstmvid"]["description"]["data"]):
+        for name in ("source", "path", "options"):
+            del data[name]
+    torch.save(checkpoint, path)
+    settings["trainer"]["max_steps"] = 9
+    run(settings, resume=True)
+    assert read_checkpoint(path)["global_step"] == 9
 
 
 def test_damaged_checkpoint_is_named(settings):

@@ -12,7 +12,6 @@ from torch import Tensor
 from ... import _native
 from ..dense import input_gradient, weight_gradient
 from ..layers import Weights, layer_weights
-from .forks import prepare_for_forks
 
 _LINKS = {"identity": lambda z: z, "sigmoid": torch.sigmoid, "rectifier": F.relu}
 
@@ -52,8 +51,6 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As the operator's schema says (`lstmvid/ops/closed_loop.py`)."""
-    if torch.get_num_threads() > 1:
-        prepare_for_forks()
     num_layers, batch, size = h_0.shape
     h_0, c_0 = h_0.contiguous(), c_0.contiguous()
     layers = layer_weights(weights, True, num_layers, bias, peephole)

@@ -1,4 +1,4 @@
-"""Pictures: strips of frames, animations and loss curves, written whole or not at all.
+"""Frames of sequences: strips, side by side in time, and animations.
 
 Rows of frames are given as ``{label: frames}``, frames being ``(T, H, W)`` or ``(T, C, H, W)`` with 1 or 3 channels,
 float in [0, 1] (clipped) or uint8. `starts` says at which time step, counted from 1, a row's first frame lies: rows
@@ -10,24 +10,20 @@ that overlap in time are aligned, in a strip as in a GIF::
 
 from __future__ import annotations
 
-import csv
 import io
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from lstmvid.viz.files import checked_path, encode_png, write
+from lstmvid.viz.layout import FONT_SIZE, GAP, INK, MARGIN, PAPER, QUIET, font
 
 Rows = Mapping[str, "torch.Tensor | np.ndarray"]
 
-_PAPER, _INK, _QUIET = (255, 255, 255), (30, 30, 30), (120, 120, 120)
-_FONT_SIZE = 14
-_GAP = 4
-_MARGIN = 12
 _FRAME_SIDE = 64  # smaller frames are magnified to about this many pixels in a strip, and twice as many in a GIF
 
 
@@ -43,8 +39,8 @@ def strip(rows: Rows, path: str | Path, *, starts: Mapping[str, int] | None = No
     Raises:
         ValueError: naming the row or argument, what was given and what was expected.
     """
-    path = _checked_path(path, ".png")
-    _write(path, _encode_png(strip_image(rows, starts=starts, scale=scale)))
+    path = checked_path(path, ".png")
+    write(path, encode_png(strip_image(rows, starts=starts, scale=scale)))
 
 
 def strip_image(rows: Rows, *, starts: Mapping[str, int] | None = None, scale: int | None = None) -> Image.Image:
@@ -52,27 +48,27 @@ def strip_image(rows: Rows, *, starts: Mapping[str, int] | None = None, scale: i
     panels = _panels(rows, starts, _magnification(rows, scale, _FRAME_SIDE))
     blocks = _blocks(panels)
     height, width = _panel_size(panels)
-    font = _font()
-    left = 2 * _MARGIN + math.ceil(max(font.getlength(label) for label in panels))
+    letters = font()
+    left = 2 * MARGIN + math.ceil(max(letters.getlength(label) for label in panels))
     columns = max(len(steps) for steps, _ in blocks)
     size = (
-        left + columns * (width + _GAP) - _GAP + _MARGIN,
-        len(blocks) * (_MARGIN + _FONT_SIZE + _GAP) + len(panels) * (height + _GAP) - _GAP + _MARGIN,
+        left + columns * (width + GAP) - GAP + MARGIN,
+        len(blocks) * (MARGIN + FONT_SIZE + GAP) + len(panels) * (height + GAP) - GAP + MARGIN,
     )
-    picture = Image.new("RGB", size, _PAPER)
+    picture = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(picture)
     y = 0
     for steps, labels in blocks:
-        across = {step: left + column * (width + _GAP) for column, step in enumerate(steps)}
-        y += _MARGIN
+        across = {step: left + column * (width + GAP) for column, step in enumerate(steps)}
+        y += MARGIN
         for step, x in across.items():
-            draw.text((x + width // 2, y + _FONT_SIZE // 2), str(step), fill=_QUIET, font=font, anchor="mm")
-        y += _FONT_SIZE + _GAP
+            draw.text((x + width // 2, y + FONT_SIZE // 2), str(step), fill=QUIET, font=letters, anchor="mm")
+        y += FONT_SIZE + GAP
         for label in labels:
-            draw.text((left - _MARGIN, y + height // 2), label, fill=_INK, font=font, anchor="rm")
+            draw.text((left - MARGIN, y + height // 2), label, fill=INK, font=letters, anchor="rm")
             for step, frame in panels[label].items():
                 picture.paste(frame, (across[step], y))
-            y += height + _GAP
+            y += height + GAP
     return picture
 
 
@@ -96,7 +92,14 @@ def gif(
     Raises:
         ValueError: naming the row or argument, what was given and what was expected.
     """
-    path = _checked_path(path, ".gif")
+    path = checked_path(path, ".gif")
+    write(path, gif_bytes(rows, fps=fps, starts=starts, scale=scale))
+
+
+def gif_bytes(
+    rows: Rows, *, fps: float = 5.0, starts: Mapping[str, int] | None = None, scale: int | None = None
+) -> bytes:
+    """The content of the file that `gif` writes."""
     if not 0 < fps <= 50:
         raise ValueError(f"fps is {fps}, expected more than 0 and at most 50, which is the most that viewers show")
     panels = _panels(rows, starts, _magnification(rows, scale, 2 * _FRAME_SIDE))
@@ -104,52 +107,7 @@ def gif(
     first, *others = (_gif_picture(panels, step) for step in steps)
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=round(100 / fps) * 10, loop=0)
-    _write(path, buffer.getvalue())
-
-
-def loss_curve(
-    records: str | Path | Iterable[Mapping[str, Any]],
-    path: str | Path,
-    *,
-    curves: Mapping[str, str],
-    floors: Mapping[str, float] | None = None,
-    x: str = "step",
-    ylabel: str = "loss",
-) -> None:
-    """Draw losses over training as a PNG, with floors as dashed lines.
-
-    Args:
-        records: a CSV file with a header (such as Lightning's ``metrics.csv``) or a mapping a record; a record need
-            not have every column.
-        path: the file, ``.png``; its folder is made if need be.
-        curves: which columns to draw and what to call them, e.g. ``{"train_loss": "training"}``.
-        floors: labelled values that a model should get below.
-        x: the column of the horizontal axis.
-        ylabel: what is drawn, with its unit.
-
-    Raises:
-        ValueError: no record has both a curve's column and `x`, or an entry is not a number.
-        FileNotFoundError: there is no such CSV file.
-    """
-    from matplotlib.figure import Figure
-
-    path = _checked_path(path, ".png")
-    records = _read_csv(Path(records)) if isinstance(records, str | Path) else list(records)
-    # A bare Figure has a canvas of its own: pyplot would settle the whole process's backend.
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    for column, label in curves.items():
-        points = _points(records, x, column)
-        axes.plot(*zip(*points, strict=True), label=label, linewidth=1.8, marker="." if len(points) < 30 else "")
-    for number, (label, value) in enumerate((floors or {}).items()):
-        axes.axhline(value, color=str(0.3 + 0.2 * (number % 3)), linestyle="--", linewidth=1.2, label=label)
-    axes.set(xlabel=x, ylabel=ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    _write(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _panels(rows: Rows, starts: Mapping[str, int] | None, scale: int) -> dict[str, dict[int, Image.Image]]:
@@ -159,7 +117,7 @@ def _panels(rows: Rows, starts: Mapping[str, int] | None, scale: int) -> dict[st
         raise ValueError(f"starts names {', '.join(unknown)}, expected labels of rows: {', '.join(rows)}")
     panels = {}
     for label, frames in rows.items():
-        pictures = [Image.fromarray(frame).convert("RGB") for frame in _as_bytes(label, frames)]
+        pictures = [Image.fromarray(frame).convert("RGB") for frame in as_bytes(label, frames)]
         size = scale * pictures[0].width, scale * pictures[0].height
         magnified = [picture.resize(size, Image.Resampling.NEAREST) for picture in pictures]
         panels[label] = dict(enumerate(magnified, start=starts.get(label, 1)))
@@ -185,7 +143,7 @@ def _blocks(panels: Mapping[str, Mapping[int, Image.Image]]) -> list[tuple[list[
     return [(sorted(steps), labels) for steps, labels in blocks]
 
 
-def _as_bytes(label: str, frames: torch.Tensor | np.ndarray) -> np.ndarray:
+def as_bytes(label: str, frames: torch.Tensor | np.ndarray) -> np.ndarray:
     """Frames as uint8 ``(T, H, W)`` or ``(T, H, W, 3)``."""
     if isinstance(frames, torch.Tensor):
         frames = frames.detach().cpu()
@@ -224,16 +182,16 @@ def _panel_size(panels: Mapping[str, Mapping[int, Image.Image]]) -> tuple[int, i
 def _gif_picture(panels: Mapping[str, Mapping[int, Image.Image]], step: int) -> Image.Image:
     """One time step: the rows' panels side by side, labels above, the step's number below."""
     height, width = _panel_size(panels)
-    font = _font()
+    letters = font()
     # A label may be wider than its panel.
-    column = max(width, *(math.ceil(font.getlength(label)) for label in panels)) + _MARGIN
-    top = _MARGIN + _FONT_SIZE + _GAP
-    picture = Image.new("RGB", (_MARGIN + len(panels) * column, top + height + _GAP + _FONT_SIZE + _MARGIN), _PAPER)
+    column = max(width, *(math.ceil(letters.getlength(label)) for label in panels)) + MARGIN
+    top = MARGIN + FONT_SIZE + GAP
+    picture = Image.new("RGB", (MARGIN + len(panels) * column, top + height + GAP + FONT_SIZE + MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
     for position, (label, panel) in enumerate(panels.items()):
-        x = _MARGIN + position * column
-        middle = x + (column - _MARGIN) // 2
-        draw.text((middle, _MARGIN + _FONT_SIZE // 2), label, fill=_INK, font=font, anchor="mm")
+        x = MARGIN + position * column
+        middle = x + (column - MARGIN) // 2
+        draw.text((middle, MARGIN + FONT_SIZE // 2), label, fill=INK, font=letters, anchor="mm")
         corner = (middle - width // 2, top)
         if step in panel:
             picture.paste(panel[step], corner)
@@ -241,55 +199,6 @@ def _gif_picture(panels: Mapping[str, Mapping[int, Image.Image]], step: int) -> 
             draw.rectangle((*corner, corner[0] + width - 1, top + height - 1), outline=(220, 220, 220))
     # The number also keeps Pillow from merging frames that look alike.
     draw.text(
-        (picture.width // 2, top + height + _GAP + _FONT_SIZE // 2), str(step), fill=_QUIET, font=font, anchor="mm"
+        (picture.width // 2, top + height + GAP + FONT_SIZE // 2), str(step), fill=QUIET, font=letters, anchor="mm"
     )
     return picture
-
-
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(_FONT_SIZE)
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no file of losses {path}") from error
-
-
-def _points(records: Iterable[Mapping[str, Any]], x: str, column: str) -> list[tuple[float, float]]:
-    """The records' pairs of ``(x, column)``, but for empty entries: a logger writes only some columns at a time."""
-    pairs = [(record.get(x), record.get(column)) for record in records]
-    pairs = [pair for pair in pairs if not {None, ""} & set(pair)]
-    if not pairs:
-        found = sorted({name for record in records for name in record})
-        raise ValueError(f"no record has both {x!r} and {column!r}; the columns are: {', '.join(found) or 'none'}")
-    try:
-        return [(float(across), float(up)) for across, up in pairs]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the columns {x!r} and {column!r} hold an entry that is not a number: {error}") from error
-
-
-def _encode_png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _checked_path(path: str | Path, suffix: str) -> Path:
-    path = Path(path)
-    if path.suffix.lower() != suffix:
-        raise ValueError(f"path is {path}, expected a file name that ends in {suffix}")
-    return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file at one stroke: an old one is replaced only once the new one is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
