@@ -66,7 +66,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def test_learns_and_is_tested(settings):
-    settings["trainer"] |= {"max_steps": 60, "validation_interval": 20}
+    settings["trainer"] |= {"max_steps": 120, "validation_interval": 60}
     settings["model"] |= {"hidden_size": 16, "output_dropout": 0.0}
     settings["data"]["batch_size"], settings["optimizer"]["learning_rate"] = 16, 0.05
     folder = run(settings)
@@ -80,7 +80,7 @@ def test_learns_and_is_tested(settings):
     assert results["settings"] == yaml.safe_load((folder / "config.yaml").read_text())
     assert (folder / "pictures" / "confusion.png").stat().st_size > 1000
     rows = [row for row in metrics(folder) if row["validation/accuracy"]]
-    assert [int(row["step"]) for row in rows] == [20, 40, 60]
+    assert [int(row["step"]) for row in rows] == [60, 120]
 
     # The scores are the protocol's, block by block, of the model that was kept.
     model, about = load_model(folder, kind=lstmvid.SequenceClassifier)
