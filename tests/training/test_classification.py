@@ -21,7 +21,7 @@ from lstmvid.training.classification import classify
 from lstmvid.training.classification_config import ClassificationConfig
 from lstmvid.training.classification_data import Blocks, RecognitionModule, TrainingBlocks, VideoBlocks
 
-SIZE, CLASSES, VIDEOS = 6, ("left", "right", "still"), 12
+SIZE, CLASSES, VIDEOS = 6, ("left", "right", "still"), 24
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +75,8 @@ def test_learns_and_is_tested(settings):
         "tensorboard",
     }
     results = json.loads((folder / "results.json").read_text())
-    assert results["accuracy"] == 1.0
-    assert (results["videos"], results["classes"]) == (9, 3)
+    assert results["accuracy"] > 0.85  # chance: 0.33
+    assert (results["videos"], results["classes"]) == (18, 3)
     assert results["settings"] == yaml.safe_load((folder / "config.yaml").read_text())
     assert (folder / "pictures" / "confusion.png").stat().st_size > 1000
     rows = [row for row in metrics(folder) if row["validation/accuracy"]]
@@ -240,11 +240,11 @@ def test_small_data_sets_grow_and_validation_stays(settings):
     data = ClassificationConfig.from_dict(settings).data
     everything = RecognitionModule(data, 4, 3).parts
     before: set[int] = set()
-    for count in (1, 2, 3, 9):
+    for count in (1, 2, 5, 20):
         data.videos_per_class = count
         parts = RecognitionModule(data, 4, 3).parts
         assert (parts.validation, parts.test) == (everything.validation, everything.test)
-        assert parts.labels[list(parts.training)].bincount().tolist() == [min(count, 7)] * 3
+        assert parts.labels[list(parts.training)].bincount().tolist() == [min(count, 14)] * 3
         assert before <= set(parts.training)
         before = set(parts.training)
     assert before == set(everything.training)
