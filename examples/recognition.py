@@ -70,24 +70,24 @@ def cut(clips: Path, output: Path) -> Path:
     return target
 
 
-def pretrain(output: Path, seed: int, steps: int) -> Path:
+def pretrain(output: Path, steps: int, units: int) -> Path:
     """A composite model that reconstructs and predicts the training videos' percepts, without their labels."""
-    folder = output / f"composite-{seed}"
+    folder = output / "composite"
     if not (folder / "model.safetensors").exists() or not finished(folder, steps):
         settings = {
             **{"data.source": "percepts", "data.path": output / "unlabelled.h5", "data.input_frames": 10},
             **{"data.target_frames": 6, "data.batch_size": 32, "data.validation_sequences": 64},
-            **{"model.hidden_size": 128, "model.num_layers": 1, "model.likelihood": "gaussian"},
+            **{"model.hidden_size": units, "model.num_layers": 1, "model.likelihood": "gaussian"},
             **{"model.predict": "unconditional", "optimizer.learning_rate": 3e-3},
             **{"trainer.max_steps": steps, "trainer.validation_interval": steps // 3},
         }
         shutil.rmtree(folder, ignore_errors=True)
-        run("train", "--output", folder, "--seed", seed, *options(settings))
+        run("train", "--output", folder, *options(settings))
     return folder
 
 
-def classify(output: Path, name: str, seed: int, per_class: int | None, encoder: Path | None, steps: int) -> Path:
-    """Train on so many videos of each class, and test."""
+def classify(output: Path, name: str, seed: int, model: dict, per_class: int | None, steps: int) -> Path:
+    """Train on so many videos of each class, and test; `model` is the encoder or the sizes of a new one."""
     folder = output / f"{name}-{seed}"
     if not (folder / "results.json").exists():
         settings = {
@@ -96,7 +96,7 @@ def classify(output: Path, name: str, seed: int, per_class: int | None, encoder:
             **{"model.output_dropout": 0.5, "optimizer.learning_rate": 1e-3},
             **{"trainer.max_steps": steps, "trainer.validation_interval": steps},
         }
-        settings |= {"model.encoder": encoder} if encoder else {"model.hidden_size": 128, "model.num_layers": 1}
+        settings |= model
         settings |= {"data.videos_per_class": per_class} if per_class else {}
         shutil.rmtree(folder, ignore_errors=True)
         run("classify", "--output", folder, "--seed", seed, *options(settings))
@@ -124,9 +124,10 @@ def main() -> None:
     """All steps; the table of accuracies goes to ``accuracies.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/recognition"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--pretraining-steps", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3, help="of the classifiers: draws of videos and first weights")
+    parser.add_argument("--units", type=int, default=64, help="hidden units")
+    parser.add_argument("--pretraining-steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--per-class", type=int, nargs="*", default=[1, 4, 0], help="videos a class; 0: all")
     arguments = parser.parse_args()
     output = arguments.output
@@ -137,10 +138,11 @@ def main() -> None:
     for count in arguments.per_class:
         for pretrained in (False, True):
             name = f"{count or 'all'}-{'pretrained' if pretrained else 'scratch'}"
-            folders = []
-            for seed in range(arguments.seeds):
-                encoder = pretrain(output, seed, arguments.pretraining_steps) if pretrained else None
-                folders.append(classify(output, name, seed, count or None, encoder, arguments.steps))
+            model = {"model.hidden_size": arguments.units, "model.num_layers": 1}
+            if pretrained:
+                model = {"model.encoder": pretrain(output, arguments.pretraining_steps, arguments.units)}
+            seeds = range(arguments.seeds)
+            folders = [classify(output, name, seed, model, count or None, arguments.steps) for seed in seeds]
             run("classify", "mean", *folders, "--json", output / f"{name}.json")
             table[name] = json.loads((output / f"{name}.json").read_text())
     (output / "accuracies.json").write_text(json.dumps(table, indent=2) + "\n")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import h5py
 
 VERSION = 1
+_CACHE_BYTES, _CACHE_SLOTS = 2**26, 25_601  # of chunks of 256 KiB; a small file is then read once
 TABLES = ("features", "labels", "names", "lengths")  # in the order in which they are written
 
 
@@ -190,7 +191,7 @@ def open_hdf5(path: Path, mode: str, **options: Any) -> h5py.File:
     """Without HDF5's file locks, which some network file systems lack: the format's own marks tell who writes."""
     import h5py
 
-    return h5py.File(path, mode, locking=False, **options)
+    return h5py.File(path, mode, locking=False, rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=_CACHE_SLOTS, **options)
 
 
 def _lines(path: str | Path) -> list[str]:

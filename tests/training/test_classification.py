@@ -21,7 +21,7 @@ from lstmvid.training.classification import classify
 from lstmvid.training.classification_config import ClassificationConfig
 from lstmvid.training.classification_data import Blocks, RecognitionModule, TrainingBlocks, VideoBlocks
 
-SIZE, CLASSES, VIDEOS = 6, ("left", "right", "still"), 12
+SIZE, CLASSES, VIDEOS = 6, ("left", "right", "still"), 24
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def test_learns_and_is_tested(settings):
-    settings["trainer"] |= {"max_steps": 60, "validation_interval": 20}
+    settings["trainer"] |= {"max_steps": 120, "validation_interval": 60}
     settings["model"] |= {"hidden_size": 16, "output_dropout": 0.0}
     settings["data"]["batch_size"], settings["optimizer"]["learning_rate"] = 16, 0.05
     folder = run(settings)
@@ -75,12 +75,12 @@ def test_learns_and_is_tested(settings):
         "tensorboard",
     }
     results = json.loads((folder / "results.json").read_text())
-    assert results["accuracy"] == 1.0
-    assert (results["videos"], results["classes"]) == (9, 3)
+    assert results["accuracy"] > 0.85  # chance: 0.33
+    assert (results["videos"], results["classes"]) == (18, 3)
     assert results["settings"] == yaml.safe_load((folder / "config.yaml").read_text())
     assert (folder / "pictures" / "confusion.png").stat().st_size > 1000
     rows = [row for row in metrics(folder) if row["validation/accuracy"]]
-    assert [int(row["step"]) for row in rows] == [20, 40, 60]
+    assert [int(row["step"]) for row in rows] == [60, 120]
 
     # The scores are the protocol's, block by block, of the model that was kept.
     model, about = load_model(folder, kind=lstmvid.SequenceClassifier)
@@ -240,11 +240,11 @@ def test_small_data_sets_grow_and_validation_stays(settings):
     data = ClassificationConfig.from_dict(settings).data
     everything = RecognitionModule(data, 4, 3).parts
     before: set[int] = set()
-    for count in (1, 2, 3, 9):
+    for count in (1, 2, 5, 20):
         data.videos_per_class = count
         parts = RecognitionModule(data, 4, 3).parts
         assert (parts.validation, parts.test) == (everything.validation, everything.test)
-        assert parts.labels[list(parts.training)].bincount().tolist() == [min(count, 7)] * 3
+        assert parts.labels[list(parts.training)].bincount().tolist() == [min(count, 14)] * 3
         assert before <= set(parts.training)
         before = set(parts.training)
     assert before == set(everything.training)
