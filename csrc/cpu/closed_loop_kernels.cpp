@@ -7,8 +7,7 @@
 //
 // FLOP a step, either direction: 8 B H (D + H) + 16 B H^2 for each further layer + 2 B D H. Floor for small batches: all
 // weights once a step from where they lie, (4 H (D + H) + 8 H^2 (L - 1) + D H) elements.
-#include <algorithm>
-#include <vector>
+#include <new>
 
 #include "instruction_set.h"
 #include "lstm_backward.h"
@@ -85,7 +84,8 @@ struct Share {
   Share(int64_t items, int rank, int size) : begin(first_of(items, rank, size)), end(first_of(items, rank + 1, size)) {}
 };
 
-// Takes a workspace apart; with a null one it only counts.
+// Takes a workspace apart; with a null one it only counts. (Standard containers are functions that the linker could
+// share with code for other processors: none here.)
 struct Memory {
   char* base;
   int64_t bytes = 0;
@@ -107,20 +107,27 @@ struct LoopForward {
   const ClosedLoopFwd& p;
   const Frames<Stored> frames{p.frame};
   const int64_t batch = p.layers->batch, hidden = p.layers->hidden, steps = p.layers->steps;
-  std::vector<LstmSequenceFwd> parameters{p.layers, p.layers + p.num_layers};
-  std::vector<Forward<Stored>> layers;
-  std::vector<Operand<Stored>*> packed_ih;
+  const int64_t unit_blocks = Forward<Stored>{p.layers[0]}.blocks;
+  LstmSequenceFwd* parameters;
+  Forward<Stored>* layers;
+  Operand<Stored>** packed_ih;
   Operand<Stored>* packed_head;
   Operand<Stored>* x;  // [B, D], rows padded: what the next step sees
   int64_t bytes;
 
   explicit LoopForward(const ClosedLoopFwd& call) : p(call) {
     Memory memory{static_cast<char*>(p.workspace)};
-    for (LstmSequenceFwd& layer : parameters) {
-      const int64_t depth = depth_of(static_cast<int64_t>(layers.size()));
-      layer.workspace = memory.take<char>(Forward<Stored>{layer}.bytes());
-      layers.push_back({layer});
-      packed_ih.push_back(memory.take<Operand<Stored>>(layers[0].blocks * panel_size<Product<Stored>>(depth)));
+    parameters = memory.take<LstmSequenceFwd>(p.num_layers);
+    layers = memory.take<Forward<Stored>>(p.num_layers);
+    packed_ih = memory.take<Operand<Stored>*>(p.num_layers);
+    for (int64_t l = 0; l < p.num_layers; ++l) {
+      char* const own = memory.take<char>(Forward<Stored>{p.layers[l]}.bytes());
+      auto* const packed = memory.take<Operand<Stored>>(unit_blocks * panel_size<Product<Stored>>(depth_of(l)));
+      if (memory.base == nullptr) continue;
+      parameters[l] = p.layers[l];
+      parameters[l].workspace = own;
+      new (&layers[l]) Forward<Stored>{parameters[l]};
+      packed_ih[l] = packed;
     }
     packed_head = memory.take<Operand<Stored>>(frames.blocks * panel_size<Product<Stored>>(hidden));
     x = memory.take<Operand<Stored>>(batch * frames.stride);
@@ -128,7 +135,7 @@ struct LoopForward {
   }
 
   int64_t depth_of(int64_t layer) const { return layer == 0 ? p.frame : hidden; }
-  int64_t blocks() const { return std::max(layers[0].blocks, frames.blocks); }
+  int64_t blocks() const { return unit_blocks > frames.blocks ? unit_blocks : frames.blocks; }
 
   Rows input(int64_t layer, int64_t step) const {
     const int64_t depth = depth_of(layer), panel = panel_size<Product<Stored>>(depth);
@@ -168,7 +175,7 @@ struct LoopForward {
 
   void head(int64_t step, int64_t block) const {
     alignas(64) Scalar sums[kPanelRows * kAccWidth<Scalar>];
-    const Forward<Stored>& top = layers.back();
+    const Forward<Stored>& top = layers[p.num_layers - 1];
     const Rows product = {top.slot(step + 1), top.stride, packed_head, panel_size<Product<Stored>>(hidden), hidden};
     for (int64_t b = 0; b < batch; b += kPanelRows) {
       const int64_t rows = batch - b < kPanelRows ? batch - b : kPanelRows;
@@ -184,9 +191,9 @@ struct LoopForward {
 
   static void body(const void* context, ThreadTeam& team, int rank) {
     const LoopForward& self = *static_cast<const LoopForward*>(context);
-    const auto& layers = self.layers;
+    const auto* const layers = self.layers;
     const int64_t count = self.p.num_layers;
-    const Share units(layers[0].blocks, rank, team.size()), values(self.frames.blocks, rank, team.size());
+    const Share units(self.unit_blocks, rank, team.size()), values(self.frames.blocks, rank, team.size());
     for (int64_t l = 0; l < count; ++l) {
       for (int64_t block = units.begin; block < units.end; ++block) {
         layers[l].prepare(block);
@@ -203,8 +210,8 @@ struct LoopForward {
       team.barrier();
       for (int64_t block = values.begin; block < values.end; ++block) self.head(step, block);
     }
-    for (const Forward<Stored>& layer : layers) {
-      for (int64_t block = units.begin; block < units.end; ++block) layer.finish(block);
+    for (int64_t l = 0; l < count; ++l) {
+      for (int64_t block = units.begin; block < units.end; ++block) layers[l].finish(block);
     }
   }
 };
@@ -219,27 +226,34 @@ struct LoopBackward {
   const ClosedLoopBwd& p;
   const Frames<Stored> frames{p.frame};
   const int64_t batch = p.layers->batch, hidden = p.layers->hidden, steps = p.layers->steps;
-  std::vector<LstmSequenceBwd> parameters{p.layers, p.layers + p.num_layers};
-  std::vector<Backward<Stored>> layers;
-  std::vector<Operand<Stored>*> packed_above;  // by which each layer's dh comes from above: W_ih there, at last W_out
-  Operand<Stored>* packed_frame;               // the bottom layer's W_ih, for the frame's gradient
-  Operand<Stored>* dz;                         // [B, D], rows padded: of this step's z
+  const int64_t unit_blocks = Backward<Stored>{p.layers[0]}.blocks;
+  LstmSequenceBwd* parameters;
+  Backward<Stored>* layers;
+  Operand<Stored>** packed_above;  // by which each layer's dh comes from above: W_ih there, at last W_out
+  Operand<Stored>* packed_frame;   // the bottom layer's W_ih, for the frame's gradient
+  Operand<Stored>* dz;             // [B, D], rows padded: of this step's z
   int64_t bytes;
 
   explicit LoopBackward(const ClosedLoopBwd& call) : p(call) {
     Memory memory{static_cast<char*>(p.workspace)};
-    for (LstmSequenceBwd& layer : parameters) {
-      const int64_t depth = depth_above(static_cast<int64_t>(layers.size()));
-      layer.workspace = memory.take<char>(Backward<Stored>{layer}.bytes());
-      layers.push_back({layer});
-      packed_above.push_back(memory.take<Operand<Stored>>(layers[0].blocks * panel_size<Product<Stored>>(depth)));
+    parameters = memory.take<LstmSequenceBwd>(p.num_layers);
+    layers = memory.take<Backward<Stored>>(p.num_layers);
+    packed_above = memory.take<Operand<Stored>*>(p.num_layers);
+    for (int64_t l = 0; l < p.num_layers; ++l) {
+      char* const own = memory.take<char>(Backward<Stored>{p.layers[l]}.bytes());
+      auto* const packed = memory.take<Operand<Stored>>(unit_blocks * panel_size<Product<Stored>>(depth_above(l)));
+      if (memory.base == nullptr) continue;
+      parameters[l] = p.layers[l];
+      parameters[l].workspace = own;
+      new (&layers[l]) Backward<Stored>{parameters[l]};
+      packed_above[l] = packed;
     }
     packed_frame = memory.take<Operand<Stored>>(frames.blocks * panel_size<Product<Stored>>(4 * hidden));
     dz = memory.take<Operand<Stored>>(batch * frames.stride);
     bytes = memory.bytes;
   }
 
-  int64_t blocks() const { return std::max(layers[0].blocks, frames.blocks); }
+  int64_t blocks() const { return unit_blocks > frames.blocks ? unit_blocks : frames.blocks; }
   int64_t depth_above(int64_t layer) const { return layer == p.num_layers - 1 ? p.frame : 4 * hidden; }
   const void* weight_above(int64_t layer) const {
     return layer == p.num_layers - 1 ? p.head_weight : p.weight_ih[layer + 1];
@@ -280,9 +294,9 @@ struct LoopBackward {
 
   static void body(const void* context, ThreadTeam& team, int rank) {
     const LoopBackward& self = *static_cast<const LoopBackward*>(context);
-    const auto& layers = self.layers;
+    const auto* const layers = self.layers;
     const int64_t count = self.p.num_layers;
-    const Share units(layers[0].blocks, rank, team.size()), values(self.frames.blocks, rank, team.size());
+    const Share units(self.unit_blocks, rank, team.size()), values(self.frames.blocks, rank, team.size());
     for (int64_t l = 0; l < count; ++l) {
       for (int64_t block = units.begin; block < units.end; ++block) {
         layers[l].prepare(block);
@@ -302,10 +316,10 @@ struct LoopBackward {
       }
     }
     team.barrier();
-    for (const Backward<Stored>& layer : layers) {
+    for (int64_t l = 0; l < count; ++l) {
       for (int64_t block = units.begin; block < units.end; ++block) {
-        layer.step(-1, block);
-        layer.finish(block);
+        layers[l].step(-1, block);
+        layers[l].finish(block);
       }
     }
   }

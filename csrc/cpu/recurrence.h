@@ -1,8 +1,6 @@
 // What the two directions of a layer's recurrence have in common: operands, the shares of threads, rows of gates.
 #pragma once
 
-#include <initializer_list>
-
 #include "lstmvid/cell_math.h"
 #include "lstmvid/dtype.h"
 #include "panel.h"
@@ -48,8 +46,9 @@ struct Factor {
 template <class Stored, class Operand, class Scalar>
 inline void multiply_factors(const Factor<Operand>& first, const Factor<Operand>& second, int64_t block, int64_t row,
                              int64_t rows, Scalar* sums) {
+  const Factor<Operand>* const factors[2] = {&first, &second};
   bool add = false;
-  for (const Factor<Operand>* factor : {&first, &second}) {
+  for (const Factor<Operand>* factor : factors) {
     if (factor->rows == nullptr) continue;
     multiply_panel<Product<Stored>>(factor->rows + row * factor->stride, factor->stride, rows,
                                     factor->packed + block * factor->panel, factor->depth, sums, add);

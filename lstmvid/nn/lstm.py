@@ -130,8 +130,9 @@ class LSTM(nn.LSTM):
     def _needs_grad(self, data: Tensor, hx: State | None) -> bool:
         if data.requires_grad or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad)):
             return True
-        # What nn.LSTM keeps references to; of a parametrised weight to an old value.
-        return "parametrizations" in self._modules or any(weight.requires_grad for weight in self._flat_weights)
+        # What nn.LSTM keeps references to; of a parametrised weight to an old value. A list, for dynamo gives up on a
+        # generator that is a frame of its own.
+        return "parametrizations" in self._modules or any([w.requires_grad for w in self._flat_weights])  # noqa: C419
 
     def _forward_padded(self, input: Tensor, hx: State | None, weights: list[LayerWeights], backend: str):
         batched = input.dim() == 3
