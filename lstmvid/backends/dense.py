@@ -67,9 +67,14 @@ def input_gradient(grad_gates: Tensor, weight_ih: Tensor) -> Tensor:
     return linear(grad_gates, weight_ih.t().contiguous())
 
 
+def turned(sequence: Tensor) -> Tensor:
+    """`[K, T B]` of a sequence `[T, B, K]`, contiguous: as the products over steps and batch take it."""
+    return sequence.flatten(0, -2).t().contiguous()
+
+
 def weight_gradient(grad_gates: Tensor, operand: Tensor) -> Tensor:
-    """`[4H, K]`: the sum over steps and batch of `grad_gates [T, B, 4H]` times `operand [T, B, K]`."""
-    return linear(grad_gates.flatten(0, -2).t().contiguous(), operand.flatten(0, -2).t().contiguous())
+    """`[4H, K]`: the sum over steps and batch of `grad_gates [4H, T B]` times `operand [K, T B]`, both turned."""
+    return linear(grad_gates, operand)
 
 
 def input_gradient_into(out: Tensor, grad_gates: Tensor, weight_ih: Tensor, *, add: bool = False) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import _native
-from ..dense import input_gradient, weight_gradient
+from ..dense import input_gradient, turned, weight_gradient
 from ..layers import Weights, layer_weights
 
 _LINKS = {"identity": lambda z: z, "sigmoid": torch.sigmoid, "rectifier": F.relu}
@@ -178,9 +178,10 @@ def backward(
     for index, layer in enumerate(layers):
         dz = grad_gates[index]
         before = torch.cat([h_0[index][None], hidden[index, :-1]])
-        of_weights += [weight_gradient(dz, x), weight_gradient(dz, before)]
+        of_gates = turned(dz)
+        of_weights += [weight_gradient(of_gates, turned(x)), weight_gradient(of_gates, turned(before))]
         of_weights += [] if layer.bias is None else [dz.sum((0, 1))]
         of_weights += [] if peepholes[index] is None else [peepholes[index]]
         x = hidden[index]
-    of_weights += [weight_gradient(grad_frames, x), grad_frames.sum((0, 1))]
+    of_weights += [weight_gradient(turned(grad_frames), turned(x)), grad_frames.sum((0, 1))]
     return grad_h_0, grad_c_0, of_frames, of_weights

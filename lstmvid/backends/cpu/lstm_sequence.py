@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import _native
-from ..dense import input_gradient, linear, weight_gradient
+from ..dense import input_gradient, linear, turned, weight_gradient
 from ..frames import Frames
 from ..layers import Weights, layer_weights
 from ..weight_gradients import Totals, gradients_of_nothing
@@ -267,10 +267,12 @@ def _backward(layer: _Saved, parts: list[Window], need_weights: bool) -> Iterato
         grad_h, grad_c = layer.grad_h_0, layer.grad_c_0  # in place from one window to the next
         gradients = []
         if need_weights:
+            of_gates = turned(grad_gates)
             if layer.x is not None:
                 rows, frames = layer.x.seen(time)
-                gradients.append(weight_gradient(grad_gates[rows], frames))
-            gradients.append(weight_gradient(grad_gates, before))
+                of_seen = of_gates if len(frames) == len(grad_gates) else turned(grad_gates[rows])
+                gradients.append(weight_gradient(of_seen, turned(frames)))
+            gradients.append(weight_gradient(of_gates, turned(before)))
             gradients += [] if layer.weights.bias is None else [grad_gates.sum((0, 1))]
             gradients += [] if grad_peephole is None else [grad_peephole]
         yield time, grad_gates, gradients
