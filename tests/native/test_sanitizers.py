@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import torch
 from lstmvid import _native
-from lstmvid.testing import Case, check
+from lstmvid.testing import Case, LoopCase, check
 assert _native.INSTRUCTION_SET != "none", _native.WHY_MISSING
 torch.set_num_threads({threads})
 for dtype in (torch.float64, torch.float32, torch.bfloat16):
@@ -23,7 +23,11 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16):
     check(Case(dtype=dtype, batch=101, hidden_size=33, steps=2, input_size=None), "cpu")
     check(Case(dtype=dtype, hidden_size=16, lengths=(0, 5, 2), reverse=(True,), bias=False), "cpu")
     check(Case(dtype=dtype, steps=1, batch=1, input_size=1, hidden_size=1), "cpu")
+    check(Case(dtype=dtype, blind=True, pixels=True, hidden_size=17), "cpu")
+    check(LoopCase(dtype=dtype, batch=13, hidden_size=37, frame_size=75, num_layers=3, mixed=True), "cpu")
+    check(LoopCase(dtype=dtype, steps=1, batch=1, frame_size=1, hidden_size=1, first=True), "cpu")
 # Work enough for several threads.
+check(LoopCase(steps=4, batch=40, hidden_size=70, frame_size=150, num_layers=2, mixed=True), "cpu")
 check(Case(steps=4, batch=40, hidden_size=150, peephole=True), "cpu")
 print("all right")
 """
