@@ -155,6 +155,8 @@ def listed_membership(
 def drawn_membership(videos: LabelledVideos, test_fraction: float, seed: int) -> Membership:
     """By chance: a share of each class's videos is for testing, at least one, and at least one isn't."""
     labelled = [place for place, label in enumerate(videos.labels.tolist()) if label >= 0]
+    if not labelled:
+        raise ValueError(f"{videos.path} has no labels: extract the videos with --layout, or give split files")
     training, test = hold_out(labelled, videos.labels, test_fraction, seed)
     return _with_own_labels(videos, training, test)
 

@@ -100,7 +100,7 @@ def test_drawn(tmp_path):
     assert drawn_membership(videos, 0.3, 5).test == parts.test
     assert len({drawn_membership(videos, 0.3, seed).test for seed in range(8)}) > 3
     assert drawn_membership(videos, 0.01, 5).labels[list(drawn_membership(videos, 0.01, 5).test)].tolist() == [0, 1]
-    with pytest.raises(ValueError, match="0 training and 0 test"):
+    with pytest.raises(ValueError, match="has no labels: extract the videos with --layout"):
         drawn_membership(write(tmp_path / "q.h5", labels=False), 0.3, 5)
 
 
