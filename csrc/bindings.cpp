@@ -129,6 +129,17 @@ struct ClosedLoopBackward : ClosedLoopCall<lstmvid::ClosedLoopBwd, lstmvid::Lstm
 };
 
 template <class Parameters>
+Parameters sized(int64_t hidden, int64_t batch, int dtype, bool has_weight) {
+  static const char any_weight = 0;
+  Parameters p{};
+  p.hidden = hidden;
+  p.batch = batch;
+  p.dtype = static_cast<lstmvid::DType>(dtype);
+  p.weight_hh = has_weight ? &any_weight : nullptr;
+  return p;
+}
+
+template <class Parameters>
 void run_released(void (*kernel)(const Parameters&), const Parameters& p) {
   const py::gil_scoped_release release;
   kernel(p);
@@ -139,11 +150,12 @@ void define_cpu(py::module_& module) {
   module.def("advise_huge_pages", [](uintptr_t memory, int64_t bytes) {
     lstmvid::advise_huge_pages(reinterpret_cast<void*>(memory), bytes);
   });
-  module.def("lstm_sequence_fwd_workspace", [](const py::kwargs& arguments) {
-    return lstmvid::lstm_sequence_fwd_workspace(forward_parameters(arguments));
+  // (hidden, batch, dtype, whether there is a weight_hh): what the bytes of a workspace depend on
+  module.def("lstm_sequence_fwd_workspace", [](int64_t hidden, int64_t batch, int dtype, bool has_weight) {
+    return lstmvid::lstm_sequence_fwd_workspace(sized<lstmvid::LstmSequenceFwd>(hidden, batch, dtype, has_weight));
   });
-  module.def("lstm_sequence_bwd_workspace", [](const py::kwargs& arguments) {
-    return lstmvid::lstm_sequence_bwd_workspace(backward_parameters(arguments));
+  module.def("lstm_sequence_bwd_workspace", [](int64_t hidden, int64_t batch, int dtype, bool has_weight) {
+    return lstmvid::lstm_sequence_bwd_workspace(sized<lstmvid::LstmSequenceBwd>(hidden, batch, dtype, has_weight));
   });
   module.def("lstm_sequence_fwd_cpu", [](const py::kwargs& arguments) {
     run_released(&lstmvid::lstm_sequence_fwd_cpu, forward_parameters(arguments));

@@ -73,33 +73,15 @@ def _prepare_for_forks() -> None:
 
 
 @functools.cache
-def _lstm_sequence_cpu_workspace(direction: str, hidden: int, batch: int, dtype: int, has_weights: bool) -> int:
-    """Bytes of workspace that a call of these sizes needs; everything else that it takes doesn't matter to that."""
-    sizes = {
-        "steps": 1,
-        "batch": batch,
-        "hidden": hidden,
-        "dtype": dtype,
-        "reverse": False,
-        "threads": 1,
-        "blind": False,
-    }
-    absent = dict.fromkeys(_CPU_TENSORS[direction], 0)
-    query = getattr(_C, f"lstm_sequence_{direction}_workspace")
-    return query(**absent | sizes | {"weight_hh": int(has_weights), "workspace": 0})
+def _workspace_bytes(direction: str, hidden: int, batch: int, dtype: int, has_weight: bool) -> int:
+    """What a call of `lstm_sequence_cpu` of these sizes needs."""
+    return getattr(_C, f"lstm_sequence_{direction}_workspace")(hidden, batch, dtype, has_weight)
 
 
-# The tensors in either direction's arguments.
-_CPU_TENSORS = {
-    "fwd": (
-        *("projection", "bias", "weight_hh", "peephole", "h_0", "c_0", "lengths"),
-        *("output", "h_n", "c_n", "cells", "gates"),
-    ),
-    "bwd": (
-        *("weight_hh", "peephole", "c_0", "cells", "gates", "lengths", "grad_output", "grad_h_n", "grad_c_n"),
-        *("grad_cells", "grad_gates", "grad_h_0", "grad_c_0", "grad_peephole"),
-    ),
-}
+def _workspace(size: int) -> tuple[Tensor, int]:
+    """A workspace, which is there as long as the tensor is, and its address, a multiple of 64."""
+    memory = empty([size + 64], torch.uint8)
+    return memory, (memory.data_ptr() + 63) // 64 * 64
 
 
 def lstm_sequence_cpu(direction: str, **named) -> None:
@@ -109,9 +91,8 @@ def lstm_sequence_cpu(direction: str, **named) -> None:
     """
     arguments = _arguments(named)
     sizes = (arguments["hidden"], arguments["batch"], arguments["dtype"], arguments["weight_hh"] != 0)
-    workspace = empty([_lstm_sequence_cpu_workspace(direction, *sizes) + 64], torch.uint8)
     arguments["threads"] = _threads()
-    arguments["workspace"] = (workspace.data_ptr() + 63) // 64 * 64
+    _memory, arguments["workspace"] = _workspace(_workspace_bytes(direction, *sizes))
     getattr(_C, f"lstm_sequence_{direction}_cpu")(**arguments)
 
 
@@ -129,8 +110,7 @@ def closed_loop_cpu(direction: str, *, layers: list[dict], weight_ih: list[Tenso
     arguments["layers"] = [_arguments(layer) | threads for layer in layers]
     arguments["weight_ih"] = [weight.data_ptr() for weight in weight_ih]
     size = getattr(_C, f"closed_loop_{direction}_workspace")(**arguments)
-    workspace = empty([size + 64], torch.uint8)
-    arguments["workspace"] = (workspace.data_ptr() + 63) // 64 * 64
+    _memory, arguments["workspace"] = _workspace(size)
     getattr(_C, f"closed_loop_{direction}_cpu")(**arguments)
 
 

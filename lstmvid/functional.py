@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .backends.frames import as_operand
 from .ops import LayerWeights, LSTMResult, autocast_dtype, lstm_sequence
 
 __all__ = ["as_frames", "lstm"]
@@ -14,7 +15,7 @@ __all__ = ["as_frames", "lstm"]
 
 def as_frames(frames: Tensor, dtype: torch.dtype) -> Tensor:
     """`uint8` frames as `dtype`, scaled by 1/255 to [0, 1]; others are returned as they are."""
-    return frames.to(dtype) / 255 if frames.dtype == torch.uint8 else frames
+    return as_operand(frames, dtype) if frames.dtype == torch.uint8 else frames
 
 
 def lstm(

@@ -97,6 +97,26 @@ struct Memory {
   }
 };
 
+// Makes room for the layers' kernels, each with a workspace of its own, and for a packed weight of each besides W_hh, over
+// depth_of(layer).
+template <class Product, class Kernel, class Parameters, class Operand, class Depth>
+void place_layers(Memory& memory, const Parameters* given, int64_t count, const Depth& depth_of, Kernel*& kernels,
+                  Operand**& packed) {
+  Parameters* const own = memory.take<Parameters>(count);
+  kernels = memory.take<Kernel>(count);
+  packed = memory.take<Operand*>(count);
+  for (int64_t l = 0; l < count; ++l) {
+    const Kernel sizes{given[l]};
+    char* const workspace = memory.take<char>(sizes.bytes());
+    Operand* const panels = memory.take<Operand>(sizes.blocks * panel_size<Product>(depth_of(l)));
+    if (memory.base == nullptr) continue;
+    own[l] = given[l];
+    own[l].workspace = workspace;
+    new (&kernels[l]) Kernel{own[l]};
+    packed[l] = panels;
+  }
+}
+
 template <class Stored>
 struct LoopForward {
   using Scalar = Compute<Stored>;
@@ -108,7 +128,6 @@ struct LoopForward {
   const Frames<Stored> frames{p.frame};
   const int64_t batch = p.layers->batch, hidden = p.layers->hidden, steps = p.layers->steps;
   const int64_t unit_blocks = Forward<Stored>{p.layers[0]}.blocks;
-  LstmSequenceFwd* parameters;
   Forward<Stored>* layers;
   Operand<Stored>** packed_ih;
   Operand<Stored>* packed_head;
@@ -117,18 +136,8 @@ struct LoopForward {
 
   explicit LoopForward(const ClosedLoopFwd& call) : p(call) {
     Memory memory{static_cast<char*>(p.workspace)};
-    parameters = memory.take<LstmSequenceFwd>(p.num_layers);
-    layers = memory.take<Forward<Stored>>(p.num_layers);
-    packed_ih = memory.take<Operand<Stored>*>(p.num_layers);
-    for (int64_t l = 0; l < p.num_layers; ++l) {
-      char* const own = memory.take<char>(Forward<Stored>{p.layers[l]}.bytes());
-      auto* const packed = memory.take<Operand<Stored>>(unit_blocks * panel_size<Product<Stored>>(depth_of(l)));
-      if (memory.base == nullptr) continue;
-      parameters[l] = p.layers[l];
-      parameters[l].workspace = own;
-      new (&layers[l]) Forward<Stored>{parameters[l]};
-      packed_ih[l] = packed;
-    }
+    place_layers<Product<Stored>>(
+        memory, p.layers, p.num_layers, [this](int64_t l) { return depth_of(l); }, layers, packed_ih);
     packed_head = memory.take<Operand<Stored>>(frames.blocks * panel_size<Product<Stored>>(hidden));
     x = memory.take<Operand<Stored>>(batch * frames.stride);
     bytes = memory.bytes;
@@ -227,7 +236,6 @@ struct LoopBackward {
   const Frames<Stored> frames{p.frame};
   const int64_t batch = p.layers->batch, hidden = p.layers->hidden, steps = p.layers->steps;
   const int64_t unit_blocks = Backward<Stored>{p.layers[0]}.blocks;
-  LstmSequenceBwd* parameters;
   Backward<Stored>* layers;
   Operand<Stored>** packed_above;  // by which each layer's dh comes from above: W_ih there, at last W_out
   Operand<Stored>* packed_frame;   // the bottom layer's W_ih, for the frame's gradient
@@ -236,18 +244,8 @@ struct LoopBackward {
 
   explicit LoopBackward(const ClosedLoopBwd& call) : p(call) {
     Memory memory{static_cast<char*>(p.workspace)};
-    parameters = memory.take<LstmSequenceBwd>(p.num_layers);
-    layers = memory.take<Backward<Stored>>(p.num_layers);
-    packed_above = memory.take<Operand<Stored>*>(p.num_layers);
-    for (int64_t l = 0; l < p.num_layers; ++l) {
-      char* const own = memory.take<char>(Backward<Stored>{p.layers[l]}.bytes());
-      auto* const packed = memory.take<Operand<Stored>>(unit_blocks * panel_size<Product<Stored>>(depth_above(l)));
-      if (memory.base == nullptr) continue;
-      parameters[l] = p.layers[l];
-      parameters[l].workspace = own;
-      new (&layers[l]) Backward<Stored>{parameters[l]};
-      packed_above[l] = packed;
-    }
+    place_layers<Product<Stored>>(
+        memory, p.layers, p.num_layers, [this](int64_t l) { return depth_above(l); }, layers, packed_above);
     packed_frame = memory.take<Operand<Stored>>(frames.blocks * panel_size<Product<Stored>>(4 * hidden));
     dz = memory.take<Operand<Stored>>(batch * frames.stride);
     bytes = memory.bytes;

@@ -32,7 +32,7 @@ from .double_backward import second_derivatives
 from .lstm_sequence import LayerWeights, autocast_dtype, flatten_weights, in_function_transform, state_dtype
 
 BACKENDS = {"reference": reference, "cpu": cpu}
-LINKS = ("identity", "sigmoid", "rectifier")
+LINKS = tuple(reference.LINKS)
 
 _FORWARD, _BACKWARD = "lstmvid::closed_loop", "lstmvid::closed_loop_bwd"
 

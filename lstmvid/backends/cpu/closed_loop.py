@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ... import _native
 from ..dense import input_gradient, turned, weight_gradient
 from ..layers import Weights, layer_weights
-
-_LINKS = {"identity": lambda z: z, "sigmoid": torch.sigmoid, "rectifier": F.relu}
+from ..reference.closed_loop import seen_frames
+from ..weight_gradients import gradients_of_nothing
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -132,10 +131,11 @@ def backward(
     grad_z, grad_h_n, grad_c_n = _contiguous(grad_z), _contiguous(grad_h_n), _contiguous(grad_c_n)
     layers = layer_weights(weights, True, num_layers, bias, peephole)
     if batch == 0 or steps == 0:
-        ends = [torch.zeros_like(s) if g is None else g.clone() for s, g in ((h_0, grad_h_n), (c_0, grad_c_n))]
-        frames = [torch.zeros_like(x) for x in (first, truth) if x is not None] if need_frames else []
-        head = [torch.zeros_like(head_weight), head_weight.new_zeros(len(head_weight))]
-        return *ends, frames, [*(torch.zeros_like(w) for w in weights), *head] if need_weights else []
+        frames = [x for x in (first, truth) if x is not None]
+        head = (head_weight, head_weight.new_empty(len(head_weight)))
+        ends = (h_0, c_0, frames, [*weights, *head], grad_h_n, grad_c_n, need_frames, need_weights)
+        of_frames, of_h, of_c, of_weights = gradients_of_nothing(*ends)
+        return of_h, of_c, of_frames, of_weights
     grad_frames, grad_gates = _native.empty(z.shape, z.dtype), _native.empty(gates.shape, gates.dtype)
     grad_h_0, grad_c_0 = torch.empty_like(h_0), torch.empty_like(c_0)
     peepholes = [torch.empty_like(w.peephole) if peephole and need_weights else None for w in layers]
@@ -171,9 +171,8 @@ def backward(
     of_frames = _frame_gradients(grad_gates[0], layers[0].weight_ih, first, truth, own) if need_frames else []
     if not need_weights:
         return grad_h_0, grad_c_0, of_frames, []
-    seen = _LINKS[link](z[:-1])
     start = torch.zeros_like(z[:1]) if first is None else first[None]
-    x = torch.cat([start, seen if own is None else torch.where(own.unsqueeze(-1), seen, truth)])
+    x = torch.cat([start, seen_frames(link, z[:-1], truth, own)])
     of_weights = []
     for index, layer in enumerate(layers):
         dz = grad_gates[index]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .lstm_sequence import backward_layer, run_layer, take_layers, weight_gradients
 
-_LINKS = {"identity": lambda z: z, "sigmoid": torch.sigmoid, "rectifier": F.relu}
+LINKS = {"identity": lambda z: z, "sigmoid": torch.sigmoid, "rectifier": F.relu}
 
 
 def _slope(link: str, z: Tensor) -> Tensor:
@@ -29,9 +29,9 @@ def _slope(link: str, z: Tensor) -> Tensor:
     return (z > 0).to(z.dtype) if link == "rectifier" else torch.ones_like(z)
 
 
-def _seen(link: str, z: Tensor, truth: Tensor | None, own: Tensor | None) -> Tensor:
+def seen_frames(link: str, z: Tensor, truth: Tensor | None, own: Tensor | None) -> Tensor:
     """The frames that the steps after those of z [..., B, D] see, in their dtype."""
-    frames = _LINKS[link](z)
+    frames = LINKS[link](z)
     return frames if own is None else torch.where(own.unsqueeze(-1), frames, truth)
 
 
@@ -64,7 +64,7 @@ def forward(
         z = (x.to(state) @ head_weight.to(state).t() + head_bias.to(state)).to(operand)
         outputs.append(z)
         if step + 1 < steps:
-            x = _seen(link, z, None if truth is None else truth[step], None if own is None else own[step])
+            x = seen_frames(link, z, None if truth is None else truth[step], None if own is None else own[step])
     if save and steps:
         hidden, cells, gates = (torch.stack([torch.cat(parts) for parts in of_layers]) for of_layers in kept)
     else:
@@ -126,7 +126,7 @@ def backward(
         of_frames += [] if truth is None else [torch.where(own.unsqueeze(-1), 0, below[1:])]
     if need_weights:
         start = torch.zeros_like(z[:1]) if first is None else first[None]
-        x = torch.cat([start, _seen(link, z[:-1], truth, own)])
+        x = torch.cat([start, seen_frames(link, z[:-1], truth, own)])
         for index, layer in enumerate(layers):
             of_weights += weight_gradients(
                 layer, grad_gates[index], x, before[0][index], before[1][index], cells[index]
