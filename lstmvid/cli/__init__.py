@@ -28,6 +28,10 @@ _COMMANDS = {
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
+class SettingsError(Exception):
+    """Arguments or settings that are not accepted, in one sentence."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -51,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return importlib.import_module(f"lstmvid.cli.{command}").main(arguments[1:])
     except KeyboardInterrupt:
         return _fail(command, "interrupted", EXIT_INTERRUPTED)
+    except SettingsError as error:
+        print(f"lstmvid {command}: {error}", file=sys.stderr)
+        return EXIT_USAGE
     except ModuleNotFoundError as error:
         if error.name is None:  # a sentence of our own
             return _fail(command, error)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from lstmvid.cli import EXIT_USAGE
-from lstmvid.cli.settings import SettingsError, read_settings
+from lstmvid.cli.settings import read_settings
 from lstmvid.training.classification_config import ClassificationConfig
 
 _DESCRIPTION = (
@@ -27,11 +25,7 @@ def main(arguments: list[str]) -> int:
     actions: dict[str, Callable[[list[str]], int]] = {"fuse": _fuse, "mean": _mean}
     if arguments and arguments[0] in actions:
         return actions[arguments[0]](arguments[1:])
-    try:
-        config, resume = read_settings(ClassificationConfig, arguments, command="classify", description=_DESCRIPTION)
-    except SettingsError as error:
-        print(f"lstmvid classify: {error}", file=sys.stderr)
-        return EXIT_USAGE
+    config, resume = read_settings(ClassificationConfig, arguments, command="classify", description=_DESCRIPTION)
 
     # Only now: Lightning takes seconds to import, and wrong settings should be told at once.
     from lstmvid.training.classification import classify

@@ -9,14 +9,11 @@ from typing import TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from lstmvid.cli import SettingsError
 from lstmvid.training.config import CONFIG_FILE
 from lstmvid.training.sections import Run
 
 RunT = TypeVar("RunT", bound=Run)
-
-
-class SettingsError(Exception):
-    """Arguments or settings that are not accepted, in one sentence."""
 
 
 def read_settings(kind: type[RunT], arguments: list[str], *, command: str, description: str) -> tuple[RunT, bool]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from lstmvid.cli import EXIT_USAGE
-from lstmvid.cli.settings import SettingsError, read_settings
+from lstmvid.cli.settings import read_settings
 from lstmvid.training.config import RunConfig
 
 _DESCRIPTION = "Train a composite model on Moving MNIST, or on another data set by --data.source and --data.path."
@@ -13,11 +10,7 @@ _DESCRIPTION = "Train a composite model on Moving MNIST, or on another data set 
 
 def main(arguments: list[str]) -> int:
     """Train, or go on training."""
-    try:
-        config, resume = read_settings(RunConfig, arguments, command="train", description=_DESCRIPTION)
-    except SettingsError as error:
-        print(f"lstmvid train: {error}", file=sys.stderr)
-        return EXIT_USAGE
+    config, resume = read_settings(RunConfig, arguments, command="train", description=_DESCRIPTION)
 
     # Only now: Lightning takes seconds to import, and wrong settings should be told at once.
     from lstmvid.training.run import train

@@ -7,12 +7,13 @@ using LSTMs" (arXiv 1502.04681), section 3.1.
 from __future__ import annotations
 
 import math
-import operator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from lstmvid.data.arguments import integer
 
 _PUBLISHED_SHAPE = (20, 64, 64)  # frames, height, width
 
@@ -39,8 +40,8 @@ def trajectories(
     Raises:
         ValueError: naming the argument, what was given and what was expected.
     """
-    steps = _integer("steps", steps, minimum=1)
-    canvas = _integer("canvas", canvas, minimum=0)
+    steps = integer("steps", steps, minimum=1)
+    canvas = integer("canvas", canvas, minimum=0)
     step_length = _step_length(step_length)
     x, y, theta = _vectors(x0=x0, y0=y0, theta=theta)
     for name, start in (("x0", x), ("y0", y)):
@@ -94,11 +95,11 @@ class MovingMNIST:
                 "expected torch.uint8 of shape (N, S, S) with N and S > 0"
             )
         self.digits = digits.cpu()
-        self.num_frames = _integer("num_frames", num_frames, minimum=1)
-        self.num_digits = _integer("num_digits", num_digits, minimum=1)
-        self.frame_size = _integer("frame_size", frame_size, minimum=digits.shape[-1])
+        self.num_frames = integer("num_frames", num_frames, minimum=1)
+        self.num_digits = integer("num_digits", num_digits, minimum=1)
+        self.frame_size = integer("frame_size", frame_size, minimum=digits.shape[-1])
         self.step_length = _step_length(step_length)
-        self.seed = _integer("seed", seed, minimum=0)
+        self.seed = integer("seed", seed, minimum=0)
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -115,8 +116,8 @@ class MovingMNIST:
         Returns:
             uint8 tensor ``(num_frames, batch_size, 1, frame_size, frame_size)``.
         """
-        index = _integer("index", index, minimum=0)
-        batch_size = _integer("batch_size", batch_size, minimum=1)
+        index = integer("index", index, minimum=0)
+        batch_size = integer("batch_size", batch_size, minimum=1)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=(index,))))
         objects = (self.num_digits, batch_size)
         x0, y0, turn = rng.random((3, *objects))
@@ -208,16 +209,6 @@ def _vectors(**arguments: Any) -> tuple[np.ndarray, ...]:
     except ValueError as error:
         given = ", ".join(f"{name} {len(vector)}" for name, vector in vectors.items())
         raise ValueError(f"{', '.join(vectors)} have different lengths ({given}), expected (N,) each") from error
-
-
-def _integer(name: str, value: Any, *, minimum: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise ValueError(f"{name} is {value!r}, expected an integer of at least {minimum}") from error
-    if number < minimum:
-        raise ValueError(f"{name} is {number}, expected at least {minimum}")
-    return number
 
 
 def _step_length(value: Any) -> float:

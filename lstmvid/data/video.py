@@ -14,7 +14,6 @@ import bisect
 import itertools
 import logging
 import math
-import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from lstmvid.data.arguments import integer
 from lstmvid.data.video_cache import CachedVideo, FrameCache
 from lstmvid.data.video_frames import FrameFormat, list_videos
 
@@ -97,14 +97,14 @@ class VideoClips:
         workers: int = 1,
         progress: bool = True,
     ) -> None:
-        self.num_frames = _integer("num_frames", num_frames)
-        self.frame_step = _integer("frame_step", frame_step)
+        self.num_frames = integer("num_frames", num_frames)
+        self.frame_step = integer("frame_step", frame_step)
         self.size = _pair("size", size)
         self.patch_stride = self.size if patch_stride is None else _pair("patch_stride", patch_stride)
         self.span = self.frame_step * (self.num_frames - 1) + 1
-        self.clip_stride = self.span if clip_stride is None else _integer("clip_stride", clip_stride)
-        self.count = None if count is None else _integer("count", count)
-        self.seed = _integer("seed", seed, minimum=0)
+        self.clip_stride = self.span if clip_stride is None else integer("clip_stride", clip_stride)
+        self.count = None if count is None else integer("count", count)
+        self.seed = integer("seed", seed, minimum=0)
         self.crop = crop
         if crop not in CROPS:
             raise ValueError(f"crop is {crop!r}, expected one of {', '.join(CROPS)}")
@@ -245,21 +245,11 @@ def _present(folder: Path, videos: Sequence[str]) -> tuple[list[str], list[str]]
     return [video for video, there in present.items() if there], absent
 
 
-def _integer(name: str, value: Any, minimum: int = 1) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise ValueError(f"{name} is {value!r}, expected an integer of at least {minimum}") from error
-    if number < minimum:
-        raise ValueError(f"{name} is {number}, expected at least {minimum}")
-    return number
-
-
 def _pair(name: str, value: Any) -> tuple[int, int]:
     sides = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(sides) != 2:
         raise ValueError(f"{name} is {value!r}, expected one integer, or two for height and width")
-    return _integer(name, sides[0]), _integer(name, sides[1])
+    return integer(name, sides[0]), integer(name, sides[1])
 
 
 def _range(name: str, value: Any, end: float) -> tuple[float, float]:

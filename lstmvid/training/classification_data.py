@@ -6,10 +6,9 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lstmvid.data import Percepts, ShuffledBatches
 from lstmvid.data.labelled_videos import (
@@ -24,8 +23,9 @@ from lstmvid.data.labelled_videos import (
 )
 from lstmvid.data.sequences import stack
 from lstmvid.evaluation.recognition import block_starts
+from lstmvid.training.base import BatchesModule
 from lstmvid.training.classification_config import RecognitionConfig
-from lstmvid.training.data import batch_index
+from lstmvid.training.data import batch_index, worker_steps
 
 
 def open_videos(data: RecognitionConfig) -> LabelledVideos:
@@ -122,10 +122,7 @@ class TrainingBlocks(IterableDataset):
         self.start, self.rank, self.world_size = start, rank, world_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # DataLoader asks its workers in turn, so each makes every n-th batch and the order is that of the steps.
-        worker = get_worker_info()
-        first, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
-        for step in itertools.count(first, stride):
+        for step in worker_steps(self.start):
             chosen = self.order.indices(batch_index(step, self.rank, self.world_size), self.batch_size)
             yield stack(self.blocks, chosen), self.labels[chosen]
 
@@ -150,7 +147,7 @@ class VideoBlocks(Dataset):
         return stack(self.blocks, chosen), self.blocks.video_of[chosen]
 
 
-class RecognitionModule(pl.LightningDataModule):
+class RecognitionModule(BatchesModule):
     """Training blocks and the videos of validation and test.
 
     Args:
@@ -188,30 +185,10 @@ class RecognitionModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches that continue where the run stands."""
-        trainer = self.trainer
-        batches = TrainingBlocks(
-            self.training,
-            self.labels,
-            self.batch_size,
-            self.seed,
-            start=trainer.global_step,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-        )
-        return self._loader(batches)
+        start = self.trainer.global_step
+        batches = TrainingBlocks(self.training, self.labels, self.batch_size, self.seed, start=start, **self.place)
+        return self.loader(batches)
 
     def val_dataloader(self) -> DataLoader:
         """The validation videos, the same each time."""
-        trainer = self.trainer
-        return self._loader(
-            VideoBlocks(self.validation, self.batch_size, rank=trainer.global_rank, world_size=trainer.world_size)
-        )
-
-    def _loader(self, batches: Dataset) -> DataLoader:
-        return DataLoader(
-            batches,
-            batch_size=None,  # they are batches already
-            num_workers=self.data.workers,
-            persistent_workers=self.data.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self.loader(VideoBlocks(self.validation, self.batch_size, **self.place))

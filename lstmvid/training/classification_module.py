@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 import lstmvid
 from lstmvid.evaluation.recognition import VideoAverage
-from lstmvid.training.checkpoint import describe_model, load_model
+from lstmvid.training.base import PresetTraining
+from lstmvid.training.checkpoint import load_model
 from lstmvid.training.classification_config import ClassificationConfig
-from lstmvid.training.module import step_seed
-from lstmvid.training.presets import build_optimizer, initialise, learning_rate_factor
+from lstmvid.training.presets import initialise
 
 
-class ClassifierTraining(pl.LightningModule):
+class ClassifierTraining(PresetTraining):
     """Trains `lstmvid.SequenceClassifier` on batches of blocks ``(T, B, *frame_shape)`` and labels ``(B,)``.
 
-    All that a step draws (dropout) comes from a seed made of the run's seed, the step and the rank.
+    A step draws dropout.
 
     Logs ``train/loss`` and ``train/accuracy``, of a step of a block, and ``validation/cross_entropy`` and
     ``validation/accuracy``, of a video, whose scores are the mean of its blocks'.
@@ -35,15 +33,9 @@ class ClassifierTraining(pl.LightningModule):
     def __init__(
         self, config: ClassificationConfig, frame_shape: tuple[int, ...], num_classes: int, watched: Tensor
     ) -> None:
-        super().__init__()
-        self.config, self.watched = config, watched
-        self.preset = config.optimizer.resolve()
-        torch.manual_seed(config.seed)
+        super().__init__(config)
+        self.watched = watched
         self.model = build_classifier(config, frame_shape, num_classes)
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make the step's draws a function of seed, step and rank."""
-        torch.manual_seed(step_seed(self.config.seed, self.global_step, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss whose gradient the preset wants: summed over steps, and over the batch or its mean."""
@@ -78,26 +70,6 @@ class ClassifierTraining(pl.LightningModule):
         chosen = probabilities.gather(1, labels[:, None]).clamp_min(1e-12)
         self.log("validation/cross_entropy", -chosen.log().mean().float())
         self.log("validation/accuracy", (probabilities.argmax(1) == labels).float().mean())
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """The preset's optimiser, with its schedule counted in steps."""
-        optimizer = build_optimizer(self.model, self.preset)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(self.preset, step, self.config.trainer.max_steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bound the gradient's norm as the preset wants; Lightning's own way refuses fused optimisers."""
-        if self.preset.method == "adamw" and math.isfinite(self.preset.clip):
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.preset.clip)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what it takes to check a resumption and to build the model from the checkpoint alone."""
-        checkpoint["lstmvid"] = {
-            "run": self.config.to_dict(),
-            "description": describe_model(self.model, self.config.trained_on()),
-        }
 
 
 def build_classifier(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -90,6 +91,15 @@ def batch_index(step: int, rank: int, world_size: int) -> int:
     return step * world_size + rank
 
 
+def worker_steps(start: int) -> Iterator[int]:
+    """The steps from `start` on, without end, whose batches this process makes, a worker of a DataLoader or none.
+
+    A DataLoader asks its workers in turn, so each makes every n-th batch and the order is that of the steps.
+    """
+    worker = get_worker_info()
+    return itertools.count(start) if worker is None else itertools.count(start + worker.id, worker.num_workers)
+
+
 def available(source: Batches | Clips, wanted: int) -> int:
     """How many of the wanted sequences a source has."""
     return wanted if hasattr(source, "batch") else min(wanted, len(source))
@@ -103,12 +113,8 @@ class TrainingBatches(IterableDataset):
         self.start, self.rank, self.world_size = start, rank, world_size
 
     def __iter__(self) -> Iterator[Tensor]:
-        # DataLoader asks its workers in turn, so each makes every n-th batch and the order is that of the steps.
-        worker = get_worker_info()
-        step, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
-        while True:
+        for step in worker_steps(self.start):
             yield self.source.batch(batch_index(step, self.rank, self.world_size), self.batch_size)
-            step += stride
 
 
 class FixedBatches(Dataset):

@@ -5,6 +5,7 @@ import itertools
 import torch
 from torch.utils.data import DataLoader
 
+from lstmvid.training.base import step_seed
 from lstmvid.training.config import DataConfig
 from lstmvid.training.data import (
     EVALUATION,
@@ -15,7 +16,6 @@ from lstmvid.training.data import (
     batch_index,
     sequences,
 )
-from lstmvid.training.module import step_seed
 
 
 def test_ranks_and_steps_share_no_batch():
