@@ -101,36 +101,5 @@ constexpr int64_t panel_size(int64_t depth) {
   return packs_of<Product>(depth) * kPackWidth<Product>;
 }
 
-// Packs four sources into a panel: source j's column v at lane v of register j, zeros from count[j] on and behind the
-// last k. Element (k, v) of source j is from[j][k * k_stride + v * v_stride]; one of the strides is 1.
-template <class Product, class Stored>
-inline void pack_panel(const Stored* const from[4], const int count[4], int64_t k_stride, int64_t v_stride,
-                       int64_t depth, typename Product::Operand* panel) {
-  using Operand = typename Product::Operand;
-  constexpr int64_t kV = kLanes<typename Product::Scalar>, kPack = Product::kPack;
-  constexpr int64_t kRun = 64;  // of each column at a time: long enough to stream, and what it fills stays in cache
-  const int64_t padded_depth = packs_of<Product>(depth) * kPack;
-  for (int64_t k0 = 0; k0 < padded_depth; k0 += kRun) {
-    const int64_t end = k0 + kRun < padded_depth ? k0 + kRun : padded_depth;
-    for (int64_t j = 0; j < 4; ++j) {
-      const auto place = [&](int64_t k, int64_t v) {
-        const bool inside = v < count[j] && k < depth;
-        panel[((k / kPack * 4 + j) * kV + v) * kPack + k % kPack] =
-            inside ? converted<Operand>(from[j][k * k_stride + v * v_stride]) : Operand{};
-      };
-      // The short stride goes innermost.
-      if (v_stride == 1) {
-        for (int64_t k = k0; k < end; ++k) {
-          for (int64_t v = 0; v < kV; ++v) place(k, v);
-        }
-      } else {
-        for (int64_t v = 0; v < kV; ++v) {
-          for (int64_t k = k0; k < end; ++k) place(k, v);
-        }
-      }
-    }
-  }
-}
-
 }  // namespace LSTMVID_ISA
 }  // namespace lstmvid

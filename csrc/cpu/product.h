@@ -6,10 +6,6 @@
 
 #include "simd.h"
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 namespace lstmvid {
 namespace LSTMVID_ISA {
 

@@ -3,6 +3,7 @@
 
 #include "lstmvid/cell_math.h"
 #include "lstmvid/dtype.h"
+#include "packing.h"
 #include "panel.h"
 #include "thread_team.h"
 
@@ -120,18 +121,20 @@ inline Peephole<Vec<Compute<Stored>>> load_peephole(const Stored* weights, int64
 }
 
 template <class Stored>
-inline Gates<Vec<Compute<Stored>>> load_gates(const Stored* row, int64_t hidden, int64_t unit, int count) {
+inline __attribute__((always_inline)) Gates<Vec<Compute<Stored>>> load_gates(const Stored* row, int64_t hidden,
+                                                                             int64_t unit, int count) {
   return {load(row + unit, count), load(row + hidden + unit, count), load(row + 2 * hidden + unit, count),
           load(row + 3 * hidden + unit, count)};
 }
 
 template <class Vector>
-inline Gates<Vector> operator+(const Gates<Vector>& a, const Gates<Vector>& b) {
+inline __attribute__((always_inline)) Gates<Vector> operator+(const Gates<Vector>& a, const Gates<Vector>& b) {
   return {a.i + b.i, a.f + b.f, a.g + b.g, a.o + b.o};
 }
 
 template <class Stored, class Vector>
-inline void store_gates(Stored* row, int64_t hidden, int64_t unit, int count, const Gates<Vector>& gates) {
+inline __attribute__((always_inline)) void store_gates(Stored* row, int64_t hidden, int64_t unit, int count,
+                                                       const Gates<Vector>& gates) {
   store(row + unit, gates.i, count);
   store(row + hidden + unit, gates.f, count);
   store(row + 2 * hidden + unit, gates.g, count);
