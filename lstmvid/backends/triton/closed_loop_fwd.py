@@ -75,9 +75,7 @@ class _Run:
             for index in range(num_layers):
                 depth = size if index else frame
                 flags = {"HAS_BIAS": has_bias, "FROM_FRAME": index == 0}
-                launcher.product(
-                    loop_projection_kernel, table, index, position, depth, 4 * size, aligned, **flags
-                )
+                launcher.product(loop_projection_kernel, table, index, position, depth, 4 * size, aligned, **flags)
                 launcher.step(table, index, position, steps, aligned)
             flags = {"LINK": self.link, "HAS_TRUTH": self.own is not None}
             flags["HAS_NEXT"] = has_next or position + 1 < steps

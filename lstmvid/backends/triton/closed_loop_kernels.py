@@ -5,12 +5,12 @@
     backward   dz_t [B, D] = grad_z_t + link'(z_t) (dgates_{t+1} W_ih) where own_t         (dgates of the bottom layer)
                above_t [B, H] = dz_t W_out or, for a layer below, dgates_t W_ih
 
-A program owns BLOCK_N columns of BLOCK_B sequences. Floor of a launch: 2 B N K FLOP, and the weights, N K elements, once
-from memory: those of a large decoder don't stay in L2 from one step to the next.
+A program owns BLOCK_N columns of BLOCK_B sequences. Floor of a launch: 2 B N K FLOP, and the weights, N K elements,
+once from memory: those of a large decoder don't stay in L2 from one step to the next.
 
-As for the step kernels, addresses come out of a record in device memory (record_kernels.py), so that a CUDA graph serves
-any tensors of the same shapes. Sequences are windows of n steps, of which `position` is one. Offsets between rows are 64
-bits wide.
+As for the step kernels, addresses come out of a record in device memory (record_kernels.py), so that a CUDA graph
+serves any tensors of the same shapes. Sequences are windows of n steps, of which `position` is one. Offsets between
+rows are 64 bits wide.
 """
 
 import triton

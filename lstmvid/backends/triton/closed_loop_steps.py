@@ -61,9 +61,7 @@ class Steps:
         sizes = (self.layers, self.batch, self.hidden)
         options = (self.backward, tuple(self.recurrence.flags.items()), self.recurrence.config, aligned)
         with on(self.device):
-            graphs.run(
-                ("closed_loop", key, sizes, options), lambda table: launches(table, aligned), self.table, write
-            )
+            graphs.run(("closed_loop", key, sizes, options), lambda table: launches(table, aligned), self.table, write)
 
     def step(self, table: Tensor, layer: int, position: int, steps: int, aligned: bool) -> None:
         """A layer's recurrence at one of `steps`."""

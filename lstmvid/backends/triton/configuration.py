@@ -145,14 +145,12 @@ def product_tiles(kind: str, *, is_amd: bool = False) -> Iterator[Tile]:
 
 
 @lru_cache(maxsize=1024)
-def choose_tile(
-    batch: int, depth: int, columns: int, kind: str, limits: DeviceLimits, *, is_amd: bool = False
-) -> Tile:
+def choose_tile(batch: int, depth: int, columns: int, kind: str, limits: DeviceLimits, *, is_amd: bool = False) -> Tile:
     """The fastest tile by prediction: what the programs read, which is most of a product of few rows, and multiply."""
 
     def predicted(tile: Tile) -> float:
         programs = _ceil_div(batch, tile.block_b) * _ceil_div(columns, tile.block_n)
-        read = (tile.block_b + tile.block_n) * depth * (2 if kind == "16 bits" else 4)
+        read = (min(tile.block_b, batch) + tile.block_n) * depth * (2 if kind == "16 bits" else 4)
         flop = 2 * tile.block_b * tile.block_n * depth
         return _ceil_div(programs, limits.multiprocessors) * max(read / _L2_BYTES, flop / _FLOP[kind])
 

@@ -1,7 +1,7 @@
 """What a launch has to know of its tensors, into device memory: a record.
 
-Of the recurrent kernels a group's, addresses and two numbers; of a closed loop's products addresses alone. Sequences are
-those of a window of n steps.
+Of the recurrent kernels a group's, addresses and two numbers; of a closed loop's products addresses alone. Sequences
+are those of a window of n steps.
 """
 
 import triton
