@@ -245,14 +245,10 @@ def test_offsets_beyond_32_bits():
     record = {"source": source, "weight": weight, "bias": bias, "target": target, "frame": frame, "truth": truth}
     record |= {"own": own.data_ptr(), "z": source, "grad_z": grad}
     loop = closed_loop_steps.Steps(torch.zeros(1, batch, size), 1, backward=True)
-    where = (loop.table, 0, steps - 1, size, size, True)
 
     def last(kernel, **flags) -> torch.Tensor:
-        loop.run((), [], [record], lambda *_: None)
-        closed_loop_steps.loop_record_kernel[(1,)](
-            loop.table[1], *closed_loop_steps.numbers(record, closed_loop_steps.FIELDS)
-        )
-        loop.product(kernel, *where, **flags)
+        sizes = (steps - 1, size, size)
+        loop.run((), [{}], [record], lambda table, aligned: loop.product(kernel, table, 0, *sizes, aligned, **flags))
         return target[-1]
 
     assert (last(kernels.loop_projection_kernel, HAS_BIAS=True, FROM_FRAME=False) == 1.5).all()
