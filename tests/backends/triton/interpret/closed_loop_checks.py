@@ -192,28 +192,33 @@ def test_what_a_graph_is_of(monkeypatch):
     assert len(keys) == len(set(keys)) == 2 * (1 + len(others)) + 2
 
 
-def test_tensors_that_begin_anywhere():
-    """Weights and frames that are parts of a larger tensor, at an odd element."""
-    case = LoopCase(**MIXED | {"hidden_size": 16, "frame_size": 16, "steps": 2})
-    tensors = case.tensors
-    state, weights, head = ([t.float() for t in tensors[key]] for key in ("state", "weights", "head"))
-    arguments = [tensors["first"][0].float(), *state, weights, *head, tensors["truth"][0].float()]
-    arguments += [tensors["own"][0] > 0, case.steps, True, True, "sigmoid", False, "triton"]
-    expected = torch.ops.lstmvid.closed_loop(*arguments)
+def test_tensors_that_begin_anywhere(monkeypatch):
+    """Weights and frames that are parts of a larger tensor, at an odd element: then nobody promises the compiler more."""
+    case, promised = LoopCase(**MIXED | {"hidden_size": 16, "frame_size": 16, "steps": 2}), []
+    product = closed_loop_steps.Steps.product
 
-    def shifted(tensor: torch.Tensor) -> torch.Tensor:
-        flat = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
-        flat[1:] = tensor.flatten()
-        return flat[1:].view(tensor.shape)
+    def watched(self, kernel, table, number, position, depth, columns, aligned, **flags) -> None:
+        promised.append(aligned)
+        product(self, kernel, table, number, position, depth, columns, aligned, **flags)
 
-    moved = [
-        [shifted(t) for t in given] if isinstance(given, list) else shifted(given) if isinstance(given, torch.Tensor)
-        else given
-        for given in arguments
-    ]  # fmt: skip
-    assert moved[3][0].data_ptr() % 16
-    for ours, wanted in zip(torch.ops.lstmvid.closed_loop(*moved), expected, strict=True):
+    monkeypatch.setattr(closed_loop_steps.Steps, "product", watched)
+    tensors = {key: [tensor.float() for tensor in given] for key, given in case.tensors.items()}
+
+    def call() -> list[torch.Tensor]:
+        frames = tensors["first"][0], *tensors["state"]
+        mixture = tensors["truth"][0], tensors["own"][0] > 0
+        options = (case.steps, True, True, "sigmoid", False, "triton")
+        return torch.ops.lstmvid.closed_loop(*frames, tensors["weights"], *tensors["head"], *mixture, *options)
+
+    expected = call()
+    assert set(promised) == {True}
+    promised.clear()
+    for key, given in tensors.items():
+        tensors[key] = [torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape) for tensor in given]
+    assert tensors["weights"][0].data_ptr() % 16
+    for ours, wanted in zip(call(), expected, strict=True):
         assert torch.equal(ours, wanted)
+    assert set(promised) == {False}
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
