@@ -193,7 +193,7 @@ def test_what_a_graph_is_of(monkeypatch):
 
 
 def test_tensors_that_begin_anywhere(monkeypatch):
-    """Weights and frames that are parts of a larger tensor, at an odd element: then nobody promises the compiler more."""
+    """Parts of a larger tensor, at an odd element: then nobody promises the compiler more."""
     case, promised = LoopCase(**MIXED | {"hidden_size": 16, "frame_size": 16, "steps": 2}), []
     product = closed_loop_steps.Steps.product
 
