@@ -36,13 +36,6 @@ CASES = GPU_CASES | {
 }
 
 
-@pytest.fixture
-def exact_products(monkeypatch):
-    """float32 in full, in the recurrence and in plain products alike."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_reference(name, dtype):
@@ -60,9 +53,8 @@ def test_gates_computed_again(name, chunk):
 
 
 @pytest.mark.parametrize("name", ["plain", "odd", "the paper's size"])
-def test_tf32_is_as_exact_as_plain_products_in_tf32(name, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+def test_tf32_is_as_exact_as_plain_products_in_tf32(name, allow_tf32):
+    allow_tf32(True)
     check(Case(**CASES[name]), "triton", device="cuda")
 
 
