@@ -2,11 +2,12 @@
 
     python benchmarks/step_speed.py --output DIR
 
-Three tables. `steps`: a step of one recurrence by the plan that is chosen and by others; its time is the difference
+Four tables. `steps`: a step of one recurrence by the plan that is chosen and by others; its time is the difference
 between a long and a short unroll over the difference of their steps, so that what is done once a call (packing weights,
 launching) drops out; it is reported by itself. `groups`: two recurrences in one launch beside one. `layers`: a stack as
 the planner runs it, as a wavefront maybe, beside one layer after the other. No layer has an input, and backward only
-the initial state's gradient is asked for, so that no library GEMM is in the first two. Needs an NVIDIA GPU.
+the initial state's gradient is asked for, so that no library GEMM is in the first two. `closed loops`: a step of a
+decoder on its own output by the backend triton, beside plain torch, which `"auto"` takes. Needs an NVIDIA GPU.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ except ModuleNotFoundError as error:
 from lstmvid import backends
 from lstmvid.backends import plan as planner
 from lstmvid.backends.cuda import recurrence as backend
-from lstmvid.ops import LayerWeights, lstm_sequence
+from lstmvid.ops import LayerWeights, closed_loop, lstm_sequence
 
 STEPS = (100, 400)
 LONG = 4000  # steps of a wavefront
+LOOP_STEPS = 100  # of a closed loop
 DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32}
 DIRECTIONS = ("forward", "backward")
 
@@ -54,6 +56,18 @@ class Shape(NamedTuple):
 SHAPES = [Shape(hidden, batch) for hidden in (2048, 1024, 512, 256, 768, 64, 1536, 3072) for batch in (80, 16, 128, 1)]
 GROUPED = [Shape(hidden, batch, groups=2) for hidden in (1024, 512, 256) for batch in (16, 32, 80)]
 LAYERED = [Shape(hidden, batch, layers=layers) for hidden in (128, 256, 512) for batch in (8, 32) for layers in (2, 4)]
+
+
+class LoopShape(NamedTuple):
+    """Of a closed loop."""
+
+    frame: int
+    hidden: int
+    batch: int
+    layers: int
+
+
+LOOPS = [LoopShape(*of, batch, 2) for of in ((4096, 2048), (1024, 512), (256, 64)) for batch in (16, 80, 1)]
 
 
 class Timed(NamedTuple):
@@ -89,6 +103,33 @@ class Timed(NamedTuple):
         output = forward()
         seed = torch.randn_like(output)
         return lambda: torch.autograd.grad(output, state, seed, retain_graph=True)
+
+    def loop(self, shape: LoopShape, name: str) -> measure.Call:
+        """The direction alone of a closed loop on that backend; its kernels have been compiled."""
+        frame, hidden, batch, layers = shape
+
+        def draw(*sizes: int) -> torch.Tensor:
+            return torch.randn(sizes, device=self.device).to(self.dtype) * sizes[-1] ** -0.5
+
+        weights = [
+            LayerWeights(draw(4 * hidden, hidden if index else frame), draw(4 * hidden, hidden))
+            for index in range(layers)
+        ]
+        head = draw(frame, hidden), draw(frame)
+        state, is_backward = draw(layers, batch, hidden), self.direction == "backward"
+        state.requires_grad_(is_backward)
+
+        def forward() -> torch.Tensor:
+            options = {"steps": LOOP_STEPS, "link": "sigmoid", "backend": name}
+            return closed_loop(None, state, state.detach(), weights, *head, **options).z
+
+        output = forward()
+        if not is_backward:
+            return forward
+        seed = torch.randn_like(output)
+        backward = partial(torch.autograd.grad, output, state, seed, retain_graph=True)
+        backward()
+        return backward
 
     def medians(self, calls: dict[str, measure.Call], rounds: int = 7) -> dict[str, float]:
         """Microseconds of each, interleaved, after a warm-up."""
@@ -177,10 +218,22 @@ def layer_rows(timed: Timed, shape: Shape, limits: planner.DeviceLimits) -> Iter
     yield row | {"predicted_us": found.microseconds if found else None}
 
 
-TABLES: dict[str, tuple[Callable[..., Iterator[dict]], list[Shape]]] = {
+def loop_rows(timed: Timed, shape: LoopShape, _limits: planner.DeviceLimits) -> Iterator[dict]:
+    """Microseconds a step of each backend, and what it reads of weights at least."""
+    request = backends.Request(timed.device, timed.dtype, closed_loop=True)
+    names = [name for name in ("triton", "reference") if backends.unavailable(name, request) is None]
+    times = timed.medians({name: timed.loop(shape, name) for name in names})
+    frame, hidden, _, layers = shape
+    count = 4 * hidden * (frame + (2 * layers - 1) * hidden) + frame * hidden
+    row = {"steps": LOOP_STEPS, "weight_bytes": count * timed.dtype.itemsize}
+    yield row | {f"{name}_step_us": us / LOOP_STEPS for name, us in times.items()}
+
+
+TABLES: dict[str, tuple[Callable[..., Iterator[dict]], list[Shape] | list[LoopShape]]] = {
     "steps": (step_rows, SHAPES),
     "groups": (group_rows, GROUPED),
     "layers": (layer_rows, LAYERED),
+    "closed loops": (loop_rows, LOOPS),
 }
 
 
@@ -220,7 +273,7 @@ def main() -> int:
     limits = backend.target_of(torch.device("cuda", torch.cuda.current_device())).limits
     measure.set_tf32(True)
     tables, left_out = measure_all("cuda", limits, args.seconds)
-    result = {"benchmark": "step_speed", "version": 3} | report.environment("cuda")
+    result = {"benchmark": "step_speed", "version": 4} | report.environment("cuda")
     result |= {"limits": limits._asdict(), "steps": STEPS, "left_out": left_out, "tables": tables}
     device = re.sub(r"[^a-z0-9]+", "-", limits.name.lower()).strip("-")
     path = args.output / f"step_speed-{device}.json"

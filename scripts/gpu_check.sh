@@ -9,7 +9,7 @@
 #   sanitizer  small shapes under compute-sanitizer: memcheck, racecheck, synccheck
 #   bench      benchmarks/unroll_speed.py, forward and training, with torch.nn.LSTM (cuDNN) beside it
 #   micro      benchmarks/step_speed.py: steps of the recurrent kernels beside what the planner predicts; groups and layers
-#              side by side beside one after the other
+#              side by side beside one after the other; closed loops by the backend triton beside plain torch
 #
 # PYTHON names the interpreter (.venv's, else python3), BENCH_SECONDS after how many seconds bench starts nothing more (480;
 # the claims come first), OUT the folder of the results (build/gpu_check): gpu_check.json

@@ -40,3 +40,26 @@ def restored_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def allow_tf32(monkeypatch):
+    """`allow_tf32(whether)`: float32 products, in the recurrence and plain ones alike, until the test ends.
+
+    `monkeypatch` can't restore the plain ones' setting, which is no attribute of its object's own.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+
+    def allow(whether: bool) -> None:
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", whether)
+        matmul.allow_tf32 = whether
+
+    yield allow
+    matmul.allow_tf32 = before
+
+
+@pytest.fixture
+def exact_products(allow_tf32):
+    """float32 in full, in the recurrence and in plain products alike."""
+    allow_tf32(False)

@@ -64,7 +64,7 @@ def unavailable(name: str, request: Request, arch: int | None = None) -> str | N
     """
     if (request.transformed or request.traced) and name not in ("torch", "reference"):
         return f"{'torch.func transforms' if request.transformed else 'torch.jit.trace'} can't see into its kernels"
-    if request.closed_loop and name not in ("cpu", "reference"):
+    if request.closed_loop and name not in ("cpu", "triton", "reference"):
         return "it runs a closed loop step by step, not as one call"
     if name == "triton":
         return triton.unavailable(request) if arch is None else triton.unavailable_on(arch, request)
@@ -94,7 +94,11 @@ def _is_faster_on_cpu(request: Request) -> bool:
 
 
 def preference(request: Request, arch: int | None = None) -> tuple[str, ...]:
-    """What `"auto"` tries, fastest first as measured for this shape, device and dtype (docs/performance.md)."""
+    """What `"auto"` tries, fastest first as measured for this shape, device and dtype (docs/performance.md).
+
+    Nowhere `triton`, also for a closed loop, which on a GPU is plain torch: it is taken by name until a GPU's result is
+    committed.
+    """
     if request.transformed and not request.proj_size:
         return ("reference",)  # plain torch, which vmap and jvp see through too
     if request.traced:

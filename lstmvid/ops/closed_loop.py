@@ -28,10 +28,11 @@ from .. import backends
 from ..backends import Request
 from ..backends.cpu import closed_loop as cpu
 from ..backends.reference import closed_loop as reference
+from ..backends.triton import closed_loop as triton
 from .double_backward import second_derivatives
 from .lstm_sequence import LayerWeights, autocast_dtype, flatten_weights, in_function_transform, state_dtype
 
-BACKENDS = {"reference": reference, "cpu": cpu}
+BACKENDS = {"reference": reference, "cpu": cpu, "triton": triton}
 LINKS = tuple(reference.LINKS)
 
 _FORWARD, _BACKWARD = "lstmvid::closed_loop", "lstmvid::closed_loop_bwd"

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmvid import BackendUnavailable
+from lstmvid import BackendUnavailable, backends
+from lstmvid.backends import Request
 from lstmvid.nn.likelihoods import LIKELIHOODS
 from lstmvid.ops import LayerWeights, closed_loop
 from lstmvid.ops.closed_loop import LINKS
@@ -20,8 +21,10 @@ from lstmvid.testing import LoopCase, check, run_loop
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-BACKENDS = ["reference", "cpu"]
+# Triton's kernels take the CPU's tensors in its interpreter only: tests/backends/triton/interpret runs this file so.
+BACKENDS = ["reference", "cpu"] + (["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else [])
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+EXACT = {"triton": torch.float32}  # where it isn't float64: the widest dtype of a backend
 CASES = {
     "plain": {},
     "one of everything": {"steps": 1, "batch": 1, "frame_size": 1, "hidden_size": 1},
@@ -36,10 +39,17 @@ CASES = {
 }
 
 
+def serves(backend: str, dtype: torch.dtype) -> None:
+    """Skip the test where the backend doesn't take such operands."""
+    if (reason := backends.unavailable(backend, Request("cpu", dtype, closed_loop=True))) is not None:
+        pytest.skip(reason)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_reference(backend, dtype, name):
+    serves(backend, dtype)
     check(LoopCase(dtype=dtype, **CASES[name]), backend)
 
 
@@ -132,6 +142,7 @@ def test_gradcheck_of_the_reference(link):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mixed", [False, True])
 def test_double_backward(backend, mixed):
+    serves(backend, torch.float64)
     case = LoopCase(**SMALL, mixed=mixed, first=mixed, dtype=torch.float64)
     function, leaves = _function(case, backend)
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
@@ -168,10 +179,11 @@ def test_same_gradients_for_any_number_of_threads(restored_threads):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_what_is_not_saved_changes_nothing():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_not_saved_changes_nothing(backend):
     case = LoopCase(num_layers=2, peephole=True, mixed=True)
-    kept = torch.ops.lstmvid.closed_loop(*_arguments(case), "cpu")
-    bare = torch.ops.lstmvid.closed_loop(*_arguments(case, save=False), "cpu")
+    kept = torch.ops.lstmvid.closed_loop(*_arguments(case), backend)
+    bare = torch.ops.lstmvid.closed_loop(*_arguments(case, save=False), backend)
     assert all(torch.equal(a, b) for a, b in zip(kept[:3], bare[:3], strict=True))
     assert all(tensor.numel() == 0 for tensor in bare[3:])
 
@@ -185,7 +197,7 @@ def test_empty_batch(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_non_contiguous_arguments(backend):
-    case = LoopCase(num_layers=2, dtype=torch.float64, mixed=True, first=True)
+    case = LoopCase(num_layers=2, dtype=EXACT.get(backend, torch.float64), mixed=True, first=True)
     expected = run_loop(case, backend).values
     for key, tensors in case.tensors.items():
         case.tensors[key] = [torch.stack([tensor, tensor + 1], -1)[..., 0] for tensor in tensors]
@@ -193,15 +205,16 @@ def test_non_contiguous_arguments(backend):
         torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12, msg=name)
 
 
-def test_frozen_weights_and_frames():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frozen_weights_and_frames(backend):
     """Only what needs a gradient is computed, and it is the same."""
     case = LoopCase(num_layers=2, mixed=True, first=True)
-    expected = run_loop(case, "cpu").values
+    expected = run_loop(case, backend).values
     for frozen in ("frames", "weights"):
         first, h_0, c_0, weights, head, bias, truth, own, *options = _arguments(case, requires_grad=True)
         for tensor in (first, truth) if frozen == "frames" else (*weights, head, bias):
             tensor.requires_grad_(False)
-        call = (first, h_0, c_0, weights, head, bias, truth, own, *options, "cpu")
+        call = (first, h_0, c_0, weights, head, bias, truth, own, *options, backend)
         seeds = [seed.float() for seed in case.tensors["seeds"]]
         torch.autograd.backward(torch.ops.lstmvid.closed_loop(*call)[:3], seeds)
         assert torch.equal(h_0.grad, expected["grad_state_0"].float())
@@ -211,12 +224,13 @@ def test_frozen_weights_and_frames():
         assert torch.equal(kept.grad, expected[f"grad_{name}"].float())
 
 
-def test_true_frames_where_the_decoder_said_nothing():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_true_frames_where_the_decoder_said_nothing(backend):
     """A frame that isn't its own has no path back to what the decoder said before."""
     case = LoopCase(mixed=True, link="identity")
     case.tensors["own"] = [torch.full_like(case.tensors["own"][0], -1.0)]
     arguments = _arguments(case, requires_grad=True)
-    z = torch.ops.lstmvid.closed_loop(*arguments, "cpu")[0]
+    z = torch.ops.lstmvid.closed_loop(*arguments, backend)[0]
     (of_bias,) = torch.autograd.grad(z[-1].sum(), arguments[5])
     assert torch.equal(of_bias, torch.full_like(of_bias, case.batch))  # from the last step's own head alone
 
@@ -268,10 +282,24 @@ def test_wrong_arguments_never_reach_a_kernel(change, message):
         torch.ops.lstmvid.closed_loop(*arguments.values(), "cpu")
 
 
-@pytest.mark.parametrize("backend", ["torch", "cuda", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "cuda"])
 def test_backends_that_have_none(backend):
     with pytest.raises(BackendUnavailable, match="step by step, not as one call"):
         run_loop(LoopCase(), backend)
+
+
+def test_what_triton_cannot_run():
+    """On a GPU that needn't be here it serves the call; what it doesn't is refused with the reason."""
+    pytest.importorskip("triton")
+    request = Request("cuda", torch.bfloat16, closed_loop=True, num_layers=2, peephole=True, needs_grad=True)
+    assert backends.unavailable("triton", request, arch=90) is None
+    assert "got torch.float64" in backends.unavailable("triton", request._replace(dtype=torch.float64), arch=90)
+    assert "compute capability" in backends.unavailable("triton", request, arch=75)
+    assert "torch.func" in backends.unavailable("triton", request._replace(transformed=True), arch=90)
+    assert backends.resolve("auto", request, arch=90) == "reference"  # until a GPU has proven the kernels
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        with pytest.raises(BackendUnavailable, match="runs on GPUs, the tensors are on cpu"):
+            run_loop(LoopCase(), "triton")
 
 
 def test_backward_needs_what_was_saved():

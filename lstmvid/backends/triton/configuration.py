@@ -58,6 +58,16 @@ def operands(dtype: torch.dtype, products: str) -> str:
     return products if dtype == torch.float32 else "16 bits"
 
 
+class Tile(NamedTuple):
+    """One launch of a dense product: a program's tile of sequences, columns and K; warps, stages."""
+
+    block_b: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+
+
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
@@ -111,9 +121,10 @@ def choose(
     groups: int = 1,
     backward: bool = False,
     is_amd: bool = False,
+    by_steps: bool = False,
 ) -> Config:
-    """The fastest configuration by prediction; one launch for all steps wherever it can be."""
-    if (config := loop_config(hidden, kind, limits, is_amd=is_amd)) is not None:
+    """The fastest configuration by prediction; one launch for all steps wherever it can be, unless `by_steps`."""
+    if not by_steps and (config := loop_config(hidden, kind, limits, is_amd=is_amd)) is not None:
         return config
     best, fastest = None, float("inf")
     for config in step_configs(kind, is_amd=is_amd):
@@ -122,3 +133,25 @@ def choose(
         if best is None or time < 0.98 * fastest:
             best, fastest = config, time
     return best
+
+
+def product_tiles(kind: str, *, is_amd: bool = False) -> Iterator[Tile]:
+    """The table's tiles of a product inside a closed loop: [B, K] times the weights of some columns."""
+    block_k = {"16 bits": 64, "tf32": 32, "ieee": 16}[kind]
+    for block_b in _TILES_B[:-1] if kind == "ieee" else _TILES_B:
+        for block_n in _TILES_H:
+            if block_b * block_n <= (2048 if kind == "ieee" else 8192):
+                yield Tile(block_b, block_n, block_k, 8 if block_b * block_n > 2048 else 4, 2 if is_amd else 3)
+
+
+@lru_cache(maxsize=1024)
+def choose_tile(batch: int, depth: int, columns: int, kind: str, limits: DeviceLimits, *, is_amd: bool = False) -> Tile:
+    """The fastest tile by prediction: what the programs read, which is most of a product of few rows, and multiply."""
+
+    def predicted(tile: Tile) -> float:
+        programs = _ceil_div(batch, tile.block_b) * _ceil_div(columns, tile.block_n)
+        read = (min(tile.block_b, batch) + tile.block_n) * depth * (2 if kind == "16 bits" else 4)
+        flop = 2 * tile.block_b * tile.block_n * depth
+        return _ceil_div(programs, limits.multiprocessors) * max(read / _L2_BYTES, flop / _FLOP[kind])
+
+    return min(product_tiles(kind, is_amd=is_amd), key=predicted)

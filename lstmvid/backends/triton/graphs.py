@@ -82,6 +82,23 @@ class GraphCache:
 GRAPHS = GraphCache()
 
 
+def run(key: Hashable, launches: Callable[[Tensor], None], table: Tensor, write: Callable[[Tensor], None]) -> None:
+    """Make the launches, which read all addresses out of the table that `write` fills, one by one or as a graph.
+
+    `key`: what the launches are of, beside the current stream.
+    """
+    captured = None
+    if can_capture(table.device):
+        stream = torch.cuda.current_stream(table.device)
+        captured = GRAPHS.get((stream.device_index, stream.cuda_stream, key), launches, table)
+    if captured is None:
+        write(table)
+        launches(table)
+    else:
+        write(captured.table)
+        captured.graph.replay()
+
+
 def can_capture(device: torch.device) -> bool:
     """Whether a graph may be captured here: on an NVIDIA GPU, and not while the caller captures one himself."""
     return device.type == "cuda" and not is_amd() and not torch.cuda.is_current_stream_capturing()

@@ -1,6 +1,7 @@
-"""What a launch of the recurrent kernels has to know of a group, into device memory.
+"""What a launch has to know of its tensors, into device memory: a record.
 
-Addresses, and two numbers: a group's record. Sequences are those of a window of n steps.
+Of the recurrent kernels a group's, addresses and two numbers; of a closed loop's products addresses alone. Sequences
+are those of a window of n steps.
 """
 
 import triton
@@ -42,3 +43,22 @@ def lstm_record_kernel(
     record = states + saved + gradients
     for index in tl.static_range(len(record)):
         tl.store(table_ptr + group * len(record) + index, record[index])
+
+
+@triton.jit(do_not_specialize=list(range(1, 10)))
+def loop_record_kernel(
+    record_ptr,  # [number of what follows] int64
+    source: tl.int64,  # [n, B, K], or [B, K] where it is the frame seen
+    weight: tl.int64,  # [N, K], backward [K, N]
+    bias: tl.int64,  # [N]
+    target: tl.int64,  # [n, B, N]
+    frame: tl.int64,  # [B, D]: what the next step sees
+    truth: tl.int64,  # [n, B, D]
+    own: tl.int64,  # [n, B], a byte each
+    z: tl.int64,  # [n, B, D]
+    grad_z: tl.int64,  # [n, B, D]
+):
+    """Write the record of a product inside a closed loop. Grid of one."""
+    record = (source, weight, bias, target, frame, truth, own, z, grad_z)
+    for index in tl.static_range(len(record)):
+        tl.store(record_ptr + index, record[index])

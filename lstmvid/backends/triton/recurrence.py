@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..dense import allows_tf32
 from ..windows import Window, windows
-from . import tuning
+from . import graphs, tuning
 from .configuration import Config, operands
-from .graphs import GRAPHS, can_capture
 from .launch import is_amd, limits_of, on, products
 from .lstm_sequence_kernels import (
     lstm_gates_kernel,
@@ -33,29 +32,33 @@ _GRAPH_STEPS = 256  # of a graph, in which a step takes about a kilobyte on the 
 Record = dict[str, Tensor | int | None]
 
 
-def _numbers(record: Record) -> list[int]:
-    values = (record.get(name) for name in FIELDS)
+def numbers(record: Record, fields: Sequence[str] = FIELDS) -> list[int]:
+    """What a kernel writes of a record: an address or a number for each field, 0 for what it hasn't."""
+    values = (record.get(name) for name in fields)
     return [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in values]
 
 
-def _is_aligned(records: Sequence[Record]) -> bool:
+def is_aligned(records: Sequence[Record]) -> bool:
+    """Whether all tensors begin at addresses that 16 divides: then kernels load 16 bytes at a time."""
     tensors = (value for record in records for value in record.values() if isinstance(value, Tensor))
     return all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
 def _write(table: Tensor, records: Sequence[Record]) -> None:
     for group, record in enumerate(records):
-        lstm_record_kernel[(1,)](table, group, *_numbers(record), num_warps=1)
+        lstm_record_kernel[(1,)](table, group, *numbers(record), num_warps=1)
 
 
 class Recurrence:
     """One layer's recurrence in every group, in one direction, over windows of its steps.
 
-    `h_0` [G, B, H] has the sizes, dtype and device; `config` is chosen by them if it isn't given. `flags`: what the
-    kernels compile in or leave out, by their names, such as HAS_PEEPHOLE.
+    `h_0` [G, B, H] has the sizes, dtype and device; `config` is chosen by them if it isn't given, `by_steps` one of a
+    launch a step. `flags`: what the kernels compile in or leave out, by their names, such as HAS_PEEPHOLE.
     """
 
-    def __init__(self, h_0: Tensor, *, backward: bool, config: Config | None = None, **flags: bool) -> None:
+    def __init__(
+        self, h_0: Tensor, *, backward: bool, config: Config | None = None, by_steps: bool = False, **flags: bool
+    ) -> None:
         self.groups, self.batch, self.hidden = h_0.shape
         self.device, self.backward = h_0.device, backward
         precision = products(h_0.dtype, allows_tf32(h_0.dtype))
@@ -64,6 +67,7 @@ class Recurrence:
             groups=self.groups,
             backward=backward,
             is_amd=is_amd(),
+            by_steps=by_steps,
         )
         self.flags = {"DTYPE": _TYPES[h_0.dtype], "PRECISION": precision, **flags}
         self.table = torch.empty(self.groups, len(FIELDS), dtype=torch.int64, device=h_0.device)
@@ -82,34 +86,41 @@ class Recurrence:
                 self._run_piece(piece.end - piece.first, [record(group, piece) for group in range(self.groups)])
 
     def _run_piece(self, steps: int, records: list[Record]) -> None:
-        aligned = _is_aligned(records)
-        captured = None
-        if not self.config.loops and can_capture(self.device):
-            stream = torch.cuda.current_stream(self.device)
-            options = (self.backward, tuple(self.flags.items()), self.config, aligned)
-            key = (stream.device_index, stream.cuda_stream, steps, self.groups, self.batch, self.hidden, options)
-            captured = GRAPHS.get(key, lambda table: self._launch(table, steps, aligned), self.table)
-        if captured is None:
-            _write(self.table, records)
-            self._launch(self.table, steps, aligned)
-        else:
-            _write(captured.table, records)
-            captured.graph.replay()
+        aligned = is_aligned(records)
+
+        def write(table: Tensor) -> None:
+            _write(table, records)
+
+        if self.config.loops:
+            write(self.table)
+            self._loop(self.table, steps, aligned)
+            return
+        options = (self.backward, tuple(self.flags.items()), self.config, aligned)
+        key = (steps, self.groups, self.batch, self.hidden, options)
+        graphs.run(key, lambda table: self._launch(table, steps, aligned), self.table, write)
+
+    def _options(self, aligned: bool) -> dict:
+        config = self.config
+        blocks = {"ALIGNED": aligned, "BLOCK_B": config.block_b, "BLOCK_H": config.block_h}
+        return self.flags | blocks | {"num_warps": config.warps, "num_stages": config.stages}
+
+    def _loop(self, table: Tensor, steps: int, aligned: bool) -> None:
+        kernel = lstm_loop_bwd_kernel if self.backward else lstm_loop_fwd_kernel
+        grid = (triton.cdiv(self.batch, self.config.block_b), self.groups)
+        kernel[grid](table, steps, self.batch, self.hidden, **self._options(aligned))
 
     def _launch(self, table: Tensor, steps: int, aligned: bool) -> None:
-        config, sizes = self.config, (steps, self.batch, self.hidden)
-        blocks = {"ALIGNED": aligned, "BLOCK_B": config.block_b, "BLOCK_H": config.block_h}
-        options = self.flags | blocks | {"num_warps": config.warps, "num_stages": config.stages}
-        tiles = (triton.cdiv(self.batch, config.block_b), self.groups)
-        if config.loops:
-            kernel = lstm_loop_bwd_kernel if self.backward else lstm_loop_fwd_kernel
-            kernel[tiles](table, *sizes, **options)
-            return
-        grid = (triton.cdiv(self.hidden, config.block_h), *tiles)
-        kernel = lstm_step_bwd_kernel if self.backward else lstm_step_fwd_kernel
         # One more backwards leaves the gradients of the state before the steps.
         for position in range(steps - 1, -2, -1) if self.backward else range(steps):
-            kernel[grid](table, position, *sizes, BLOCK_K=config.block_k, **options)
+            self.step(table, position, steps, aligned)
+
+    def step(self, table: Tensor, position: int, steps: int, aligned: bool) -> None:
+        """The launch of one of `steps`, of what the table says; backward at position -1, what is left of them."""
+        config = self.config
+        grid = (triton.cdiv(self.hidden, config.block_h), triton.cdiv(self.batch, config.block_b), self.groups)
+        kernel = lstm_step_bwd_kernel if self.backward else lstm_step_fwd_kernel
+        sizes = (steps, self.batch, self.hidden)
+        kernel[grid](table, position, *sizes, BLOCK_K=config.block_k, **self._options(aligned))
 
     def scan_gates(self, steps: int, records: list[Record]) -> None:
         """Gates and cells of a window's steps from the gates' pre-activations, in place."""

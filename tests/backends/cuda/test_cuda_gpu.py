@@ -68,9 +68,8 @@ def test_without_gradients(name):
 
 
 @pytest.mark.parametrize("name", ["plain", "odd", "groups", "the paper's size"])
-def test_tf32_is_as_exact_as_plain_products_in_tf32(name, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+def test_tf32_is_as_exact_as_plain_products_in_tf32(name, allow_tf32):
+    allow_tf32(True)
     agree(Case(**CASES[name]))
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lstmvid.backends.plan import DEVICES
 from lstmvid.backends.triton import configuration, graphs, launch
-from lstmvid.backends.triton.configuration import choose, loop_config, predict, step_configs
+from lstmvid.backends.triton.configuration import (
+    choose,
+    choose_tile,
+    loop_config,
+    predict,
+    product_tiles,
+    step_configs,
+)
 
 KINDS = ("16 bits", "tf32", "ieee")
 
@@ -39,6 +47,24 @@ def test_one_launch_wherever_a_program_holds_all_units():
     assert loop_config(128, "16 bits", h100).stages == 2
     assert loop_config(128, "16 bits", DEVICES["A100"]).stages == 1
     assert loop_config(64, "ieee", h100, is_amd=True) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_closed_loop_goes_by_steps_in_tiles_of_the_table(kind):
+    h100 = DEVICES["H100"]
+    assert choose(20, 16, kind, h100).loops
+    assert not choose(20, 16, kind, h100, by_steps=True).loops
+    tiles = set(product_tiles(kind))
+    chosen = {choose_tile(b, k, n, kind, h100) for b in (1, 16, 80, 1000) for k in (1, 2048) for n in (1, 300, 8192)}
+    assert chosen <= tiles
+    assert len(chosen) > 1
+
+
+def test_the_tiles_of_a_large_product_fill_the_chip():
+    """The frame of the paper's decoder, whose weights come from memory: one program a multiprocessor, or nearly."""
+    for batch in (1, 16, 80, 128):
+        tile = choose_tile(batch, 2048, 4096, "16 bits", DEVICES["H100"])
+        assert 100 <= -(-4096 // tile.block_n) * -(-batch // tile.block_b) <= 2 * 132
 
 
 def test_the_batch_decides_between_few_tiles_only():
@@ -154,6 +180,30 @@ def test_all_graphs_go_where_memory_is_short(captures, monkeypatch):
     monkeypatch.setattr(graphs, "_is_short_of_memory", lambda device: True)
     assert cache.get("b", None, table) is None
     assert len(cache.graphs) == 0
+
+
+def test_launches_are_made_one_by_one_where_no_graph_can_be(captures, monkeypatch):
+    """On the CPU, on AMD, and while the caller captures one himself: the call's own table, each time."""
+    calls, table = [], torch.zeros(1, 19, dtype=torch.int64)
+    for _ in range(3):
+        graphs.run("key", lambda t: calls.append(("launch", t)), table, lambda t: calls.append(("write", t)))
+    assert [(name, t is table) for name, t in calls] == [("write", True), ("launch", True)] * 3
+    assert captures == []
+
+
+def test_a_graph_reads_its_own_table_written_before_each_replay(captures, monkeypatch):
+    monkeypatch.setattr(graphs, "GRAPHS", graphs.GraphCache())
+    monkeypatch.setattr(graphs, "can_capture", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(device_index=0, cuda_stream=7))
+    calls, table = [], torch.zeros(1, 19, dtype=torch.int64)
+    graph = SimpleNamespace(replay=lambda: calls.append(("replay", None)))
+    own = torch.ones_like(table)
+    monkeypatch.setattr(graphs, "_capture", lambda launches, table: graphs.Captured(graph, own))
+    for _ in range(3):
+        graphs.run("key", lambda t: calls.append(("launch", t)), table, lambda t: calls.append(("write", t)))
+    assert [name for name, _ in calls] == ["write", "launch", "write", "replay", "write", "replay"]
+    assert calls[0][1] is calls[1][1] is table
+    assert calls[2][1] is calls[4][1] is own
 
 
 def test_no_graph_of_the_cpu():

@@ -45,7 +45,9 @@ def test_step_speed(small_gpu, monkeypatch):
     monkeypatch.setattr(speed, "LONG", 240)
     monkeypatch.setattr(speed, "DTYPES", {"bf16": speed.DTYPES["bf16"]})
     small = speed.Shape(33, 5)
+    monkeypatch.setattr(speed, "LOOP_STEPS", 3)
     tables = {"steps": [small], "groups": [small._replace(groups=2)], "layers": [speed.Shape(9, 2, layers=2)]}
+    tables |= {"closed loops": [speed.LoopShape(7, 5, 3, 2)]}
     monkeypatch.setattr(speed, "TABLES", {name: (speed.TABLES[name][0], of) for name, of in tables.items()})
     measured, left_out = speed.measure_all("cpu", small_gpu, float("inf"))
     assert left_out == 0
@@ -57,4 +59,5 @@ def test_step_speed(small_gpu, monkeypatch):
     assert all(row["predicted_us"] > 0 for row in measured["steps"] if row["chosen"])
     assert all(row["predicted_ratio"] > 0.9 for row in measured["groups"])
     assert all(row["us"] > 0 < row["apart_us"] for row in measured["layers"])
-    assert speed.measure_all("cpu", small_gpu, -1.0) == ({}, 6)
+    assert all(row["reference_step_us"] > 0 for row in measured["closed loops"])
+    assert speed.measure_all("cpu", small_gpu, -1.0) == ({}, 8)

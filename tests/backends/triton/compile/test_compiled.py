@@ -19,6 +19,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from lstmvid.backends import plan as planner  # noqa: E402
 from lstmvid.backends.triton import (  # noqa: E402
+    closed_loop_kernels,
     configuration,
     frame_loss,
     frame_loss_kernels,
@@ -28,7 +29,7 @@ from lstmvid.backends.triton import (  # noqa: E402
     recurrence,
 )
 from lstmvid.backends.triton import lstm_sequence_kernels as kernels  # noqa: E402
-from lstmvid.backends.triton.configuration import Config  # noqa: E402
+from lstmvid.backends.triton.configuration import Config, Tile  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
 
@@ -49,6 +50,7 @@ CHIPS = {
     "sm_100": Chip(GPUTarget("cuda", 100, 32), planner.DEVICES["B200"]),
     "gfx942": Chip(GPUTarget("hip", "gfx942", 64), _MI300, True),
 }
+SIZES = ("hidden", "features", "depth", "columns")
 KINDS = {"16 bits": (tl.bfloat16, "ieee"), "tf32": (tl.float32, "tf32"), "ieee": (tl.float32, "ieee")}
 EVERYTHING = {"HAS_PEEPHOLE": True, "IS_RAGGED": True, "ALIGNED": True}
 FORWARD = EVERYTHING | {"HAS_PROJECTION": True, "HAS_BIAS": False, "SAVE_CELLS": True, "SAVE_GATES": True}
@@ -79,7 +81,7 @@ def compile_kernel(kernel, chip: Chip, constants: dict, warps: int = 4, stages: 
             signature[name] = "constexpr"
         else:
             signature[name] = types.get(name) or parameter.annotation_type or "i32"
-            if name.endswith("_ptr") or name in ("hidden", "features"):  # as of tensors and of sizes that 16 divides
+            if name.endswith("_ptr") or name in SIZES:  # as of tensors and of sizes that 16 divides
                 attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=chip.target, options={"num_warps": warps, "num_stages": stages})
@@ -173,7 +175,12 @@ def test_the_whole_table_fits_and_spills_nothing(name, kind, backward):
 @pytest.mark.parametrize("backward", [False, True])
 def test_products_are_matrix_instructions_and_copies_are_wide(name, backward):
     chip = CHIPS[name]
-    code = check_recurrence(chip, "16 bits", backward, configuration.choose(2048, 80, "16 bits", chip.limits)).code
+    compiled = check_recurrence(chip, "16 bits", backward, configuration.choose(2048, 80, "16 bits", chip.limits))
+    check_instructions(chip, compiled.code)
+
+
+def check_instructions(chip: Chip, code: str) -> None:
+    """Matrix instructions, and copies of 16 bytes."""
     if chip.is_amd:
         assert "v_mfma_f32" in code
         return
@@ -188,6 +195,7 @@ def test_the_other_kernels_compile_without_spills(name):
     flags = {"HAS_PEEPHOLE": True, "IS_RAGGED": True}
     compiled = [
         compile_kernel(record_kernels.lstm_record_kernel, chip, {}, 1, table_ptr="*i64"),
+        compile_kernel(record_kernels.loop_record_kernel, chip, {}, 1, record_ptr="*i64"),
         compile_kernel(
             *(kernels.lstm_gates_kernel, chip, {"DTYPE": dtype, "BLOCK": recurrence._SCAN_BLOCK} | flags),
             table_ptr="*i64",
@@ -221,3 +229,54 @@ def test_frame_loss_fits_and_spills_nothing(name, kind):
             parts_ptr="*fp32",
         )
         compiled.check(chip)
+
+
+# Those of the products inside a closed loop that do the most beside multiplying, and what else there is.
+LOOP_KERNELS = {
+    closed_loop_kernels.loop_head_kernel: {"LINK": "sigmoid", "HAS_TRUTH": True, "HAS_NEXT": True},
+    closed_loop_kernels.loop_frame_bwd_kernel: {
+        **{"LINK": "sigmoid", "HAS_TRUTH": True, "HAS_LATER": True, "HAS_GRAD_Z": True}
+    },
+    closed_loop_kernels.loop_projection_kernel: {"HAS_BIAS": True, "FROM_FRAME": False},
+    closed_loop_kernels.loop_back_kernel: {},
+}
+
+
+def check_product(chip: Chip, kind: str, kernel, tile: Tile) -> Compiled:
+    dtype, precision = KINDS[kind]
+    constants = {"DTYPE": dtype, "PRECISION": precision, "ALIGNED": True, **LOOP_KERNELS[kernel]}
+    constants |= {"BLOCK_B": tile.block_b, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+    compiled = compile_kernel(kernel, chip, constants, tile.warps, tile.stages, record_ptr="*i64")
+    compiled.check(chip)
+    return compiled
+
+
+@pytest.mark.parametrize("name", CHIPS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_a_closed_loop_fit_and_spill_nothing(name, kind):
+    chip = CHIPS[name]
+    if kind not in kinds(chip):
+        pytest.skip("float32 is never multiplied as tf32 there")
+    sizes = [(16, 256, 512), (16, 4096, 8192), (80, 2048, 4096)]
+    tiles = {configuration.choose_tile(*size, kind, chip.limits, is_amd=chip.is_amd) for size in sizes}
+    for kernel, tile in product(LOOP_KERNELS, sorted(tiles)):
+        check_product(chip, kind, kernel, tile)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHIPS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_tile_of_a_closed_loop_fits_and_spills_nothing(name, kind):
+    chip = CHIPS[name]
+    if kind not in kinds(chip):
+        pytest.skip("float32 is never multiplied as tf32 there")
+    for kernel, tile in product(list(LOOP_KERNELS)[:2], configuration.product_tiles(kind, is_amd=chip.is_amd)):
+        check_product(chip, kind, kernel, tile)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_products_of_a_closed_loop_are_matrix_instructions_and_copies_are_wide(name):
+    chip = CHIPS[name]
+    tile = configuration.choose_tile(80, 2048, 4096, "16 bits", chip.limits, is_amd=chip.is_amd)
+    for kernel in LOOP_KERNELS:
+        check_instructions(chip, check_product(chip, "16 bits", kernel, tile).code)

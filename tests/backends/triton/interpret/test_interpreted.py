@@ -42,6 +42,21 @@ def test_frame_loss():
     assert interpret(str(ROOT / "tests/ops/test_frame_loss.py"), "-k", "triton") >= 50
 
 
+@pytest.mark.parametrize("part", ["test_agrees", "not test_agrees"])
+def test_closed_loop(part):
+    assert interpret(str(HERE / "closed_loop_checks.py"), "-m", "not slow", "-k", part) >= 13
+
+
+def test_closed_loop_as_every_backend():
+    """The operator's other tests, for this backend."""
+    assert interpret(str(ROOT / "tests/ops/test_closed_loop.py"), "-k", "triton and not agrees") >= 8
+
+
 @pytest.mark.slow
 def test_lstm_sequence_in_every_dtype():
     assert interpret(str(HERE / "lstm_sequence_checks.py"), "-m", "slow") >= 100
+
+
+@pytest.mark.slow
+def test_closed_loop_in_every_dtype():
+    assert interpret(str(HERE / "closed_loop_checks.py"), "-m", "slow") >= 39

@@ -1,0 +1,87 @@
+"""Launches of a closed loop's steps, as both directions make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from ..windows import Window, windows
+from . import graphs
+from .configuration import Tile, choose_tile, operands
+from .launch import is_amd, limits_of, on
+from .record_kernels import loop_record_kernel, lstm_record_kernel
+from .recurrence import Record, Recurrence, is_aligned, numbers
+
+FIELDS = tuple(loop_record_kernel.arg_names[1:])  # of a product's record
+GRAPH_STEPS = 256  # of a graph at most
+WORK_BYTES = 64 << 20  # of what lives for the steps of a graph only: large steps are fewer in one
+_ROW = 32  # int64 of a row of the table: no less than either record, and 16 bytes divide it
+
+
+def pieces(steps: int, step_bytes: int) -> list[Window]:
+    """All steps in windows of about one length, at most a graph's, each of which leaves `step_bytes` of work."""
+    longest = min(GRAPH_STEPS, max(WORK_BYTES // max(step_bytes, 1), 1))
+    return windows(steps, -(-steps // -(-steps // longest)))
+
+
+class Steps:
+    """Launches of windows of steps: each layer's recurrence, and products by the number of their record.
+
+    `h_0` [L, B, H] has sizes, dtype and device; `flags` are the recurrent kernels'.
+    """
+
+    def __init__(self, h_0: Tensor, products: int, *, backward: bool, **flags: bool) -> None:
+        self.layers, self.batch, self.hidden = h_0.shape
+        self.device, self.backward = h_0.device, backward
+        self.recurrence = Recurrence(h_0[:1], backward=backward, by_steps=True, IS_RAGGED=False, **flags)
+        self.flags = {name: self.recurrence.flags[name] for name in ("DTYPE", "PRECISION")}
+        self.kind = operands(h_0.dtype, self.flags["PRECISION"])
+        # Rows of the layers, then of the products.
+        self.table = torch.empty(self.layers + products, _ROW, dtype=torch.int64, device=h_0.device)
+
+    def run(
+        self,
+        key: tuple,
+        layers: Sequence[Record],
+        products: Sequence[Record],
+        launches: Callable[[Tensor, bool], None],
+    ) -> None:
+        """`launches(table, aligned)`, which depend on nothing but `key` and the sizes, for these records."""
+        aligned = is_aligned([*layers, *products])
+
+        def write(table: Tensor) -> None:
+            for row, record in enumerate(layers):
+                lstm_record_kernel[(1,)](table[row], 0, *numbers(record), num_warps=1)
+            for row, record in enumerate(products, start=len(layers)):
+                loop_record_kernel[(1,)](table[row], *numbers(record, FIELDS), num_warps=1)
+
+        sizes = (self.layers, self.batch, self.hidden)
+        options = (self.backward, tuple(self.recurrence.flags.items()), self.recurrence.config, aligned)
+        with on(self.device):
+            graphs.run(("closed_loop", key, sizes, options), lambda table: launches(table, aligned), self.table, write)
+
+    def step(self, table: Tensor, layer: int, position: int, steps: int, aligned: bool) -> None:
+        """A layer's recurrence at one of `steps`."""
+        self.recurrence.step(table[layer], position, steps, aligned)
+
+    def product(
+        self, kernel, table: Tensor, number: int, position: int, depth: int, columns: int, aligned: bool, **flags
+    ) -> None:
+        """[B, depth] times weights of `columns`, at one of the steps."""
+        tile = self._tile(depth, columns)
+        kernel[(triton.cdiv(columns, tile.block_n), triton.cdiv(self.batch, tile.block_b))](
+            *(table[self.layers + number], position, self.batch, depth, columns),
+            **(self.flags | flags),
+            ALIGNED=aligned,
+            BLOCK_B=tile.block_b,
+            BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+
+    def _tile(self, depth: int, columns: int) -> Tile:
+        return choose_tile(self.batch, depth, columns, self.kind, limits_of(self.device), is_amd=is_amd())
