@@ -36,6 +36,7 @@ from ..backends import Request, reference
 from ..backends.frames import Frames
 from ..backends.memory import recomputes
 from ..backends.windows import MIN_STEPS
+from .autograd import register_autograd
 from .double_backward import second_derivatives
 
 _FORWARD, _BACKWARD = "lstmvid::lstm_sequence", "lstmvid::lstm_sequence_bwd"
@@ -151,7 +152,9 @@ def _autograd_forward(ctx, grad_output, grad_h_n, grad_c_n, _grad_hidden, grad_c
     frames, saved = saved[: ctx.num_inputs], saved[ctx.num_inputs :]
     (h_0, c_0, *weights), rest = saved[: 2 + ctx.num_weights], saved[2 + ctx.num_weights :]
     lengths, top, hidden, cells, gates = rest
-    need_inputs, need_weights = any(ctx.needs_input_grad[0]), any(ctx.needs_input_grad[3])
+    needs_grad = ctx.needs_input_grad
+    need_inputs = any(needs_grad[: len(frames)])
+    need_weights = any(needs_grad[len(frames) + 2 : len(frames) + 2 + len(weights)])
     gradients = torch.ops.lstmvid.lstm_sequence_bwd(
         *(grad_output, grad_h_n, grad_c_n, grad_cells if all_cells else None),
         *(frames, h_0, c_0, weights, lengths, top, hidden, cells, gates),
@@ -160,7 +163,7 @@ def _autograd_forward(ctx, grad_output, grad_h_n, grad_c_n, _grad_hidden, grad_c
     grad_h_0, grad_c_0, *gradients = gradients
     grad_inputs = gradients[: len(frames)] if need_inputs else [None] * len(frames)
     grad_weights = gradients[len(gradients) - len(weights) :] if need_weights else [None] * len(weights)
-    return grad_inputs, grad_h_0, grad_c_0, grad_weights, *[None] * 10
+    return *grad_inputs, grad_h_0, grad_c_0, *grad_weights
 
 
 def _setup_backward(ctx, inputs, output) -> None:
@@ -173,7 +176,7 @@ def _setup_backward(ctx, inputs, output) -> None:
     ctx.save_for_backward(*seeds, h_0, c_0, *frames, *weights, lengths)
 
 
-def _autograd_backward(ctx, grads):
+def _autograd_backward(ctx, *grads):
     *saved, lengths = ctx.saved_tensors
 
     def again(leaves):
@@ -186,11 +189,11 @@ def _autograd_backward(ctx, grads):
     result = second_derivatives(saved, grads, again)
     grad_seeds, (grad_h_0, grad_c_0), tail = result[:4], result[4:6], result[6:]
     grad_frames, grad_weights = tail[: ctx.num_inputs], tail[ctx.num_inputs :]
-    return *grad_seeds, grad_frames, grad_h_0, grad_c_0, grad_weights, *[None] * 15
+    return *grad_seeds, *grad_frames, grad_h_0, grad_c_0, *grad_weights
 
 
-torch.library.register_autograd(_FORWARD, _autograd_forward, setup_context=_setup_forward)
-torch.library.register_autograd(_BACKWARD, _autograd_backward, setup_context=_setup_backward)
+register_autograd(_FORWARD, _autograd_forward, setup_context=_setup_forward)
+register_autograd(_BACKWARD, _autograd_backward, setup_context=_setup_backward)
 
 
 class LayerWeights(NamedTuple):
