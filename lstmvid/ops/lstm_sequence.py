@@ -67,11 +67,9 @@ def _check(inputs, h_0, c_0, weights, lengths, steps, bias, peephole, reverse, *
     """Kernels take addresses: the last place to notice a tensor smaller than what they read."""
     groups, layers, batch, size = h_0.shape
     features = inputs[0].size(-1) if inputs else None
-    shapes = [("h_0", h_0, (groups, layers, batch, size)), ("c_0", c_0, (groups, layers, batch, size))]
     is_blind = bool(inputs) and inputs[0].size(0) == steps - 1
     if is_blind and lengths is not None:
         raise ValueError("inputs of a frame less than steps can't have lengths")
-    shapes += [(f"inputs[{i}]", x, (steps - is_blind, batch, features)) for i, x in enumerate(inputs)]
     expected = []
     for index in range(groups * layers):
         width = size if index % layers else features
@@ -82,15 +80,20 @@ def _check(inputs, h_0, c_0, weights, lengths, steps, bias, peephole, reverse, *
             f"lstm_sequence of {groups} groups of {layers} layers takes 0, 1 or {groups} inputs, {len(expected)} "
             f"weights and {groups} directions, got {len(inputs)}, {len(weights)} and {len(reverse)}"
         )
-    shapes += [(f"weights[{i}]", w, shape) for i, (w, shape) in enumerate(zip(weights, expected, strict=True))]
-    for name, tensor, shape in shapes:
-        dtype = state_dtype(h_0.dtype) if name == "c_0" else h_0.dtype
-        if tensor.dtype == torch.uint8 and name.startswith("inputs") and inputs[0].dtype == torch.uint8:
-            dtype = torch.uint8
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            raise ValueError(f"{name} must be {shape} of {dtype}, got {tuple(tensor.shape)} of {tensor.dtype}")
+    frame = (steps - is_blind, batch, features)
+    _check_each("inputs[{}]", inputs, [frame] * len(inputs), (h_0.dtype, torch.uint8))
+    _check_each("c_0", [c_0], [h_0.shape], (state_dtype(h_0.dtype),))
+    _check_each("weights[{}]", weights, expected, (h_0.dtype,))
     if lengths is not None and (tuple(lengths.shape) != (batch,) or lengths.dtype != torch.int64):
         raise ValueError(f"lengths must be ({batch},) of torch.int64, got {tuple(lengths.shape)} of {lengths.dtype}")
+
+
+def _check_each(name: str, tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], dtypes) -> None:
+    """Each tensor's shape, and that it has one of the dtypes, of which an error names the first."""
+    for index, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
+        if tensor.shape != shape or tensor.dtype not in dtypes:
+            expected, found = f"{tuple(shape)} of {dtypes[0]}", f"{tuple(tensor.shape)} of {tensor.dtype}"
+            raise ValueError(f"{name.format(index)} must be {expected}, got {found}")
 
 
 @torch.library.impl(_FORWARD, ("CPU", "CUDA"))
@@ -266,11 +269,11 @@ def lstm_sequence(
     reverse = [False] * groups if reverse is None else list(reverse)
     device = h_0.device.type
     flat = flatten_weights(weights)
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, h_0, c_0, *flat))
+    needs_grad = torch.is_grad_enabled() and True in [t.requires_grad for t in (*inputs, h_0, c_0, *flat)]
     cell_dtype = c_0.dtype
     cast = autocast_dtype(device) or h_0.dtype
-    h_0, flat = h_0.to(cast), [w.to(cast) for w in flat]
-    frames = [x if x.dtype == torch.uint8 else x.to(cast) for x in inputs]
+    h_0, flat = h_0.to(cast), [w if w.dtype == cast else w.to(cast) for w in flat]
+    frames = [x if x.dtype in (cast, torch.uint8) else x.to(cast) for x in inputs]
     request = Request(
         device=device,
         dtype=h_0.dtype,
