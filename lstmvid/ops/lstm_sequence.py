@@ -151,13 +151,12 @@ def _autograd_forward(ctx, grad_output, grad_h_n, grad_c_n, _grad_hidden, grad_c
     steps, bias, peephole, reverse, save, all_cells, recompute, chunk, backend = ctx.options
     if not save:
         raise RuntimeError("lstm_sequence was called with save=False: there is nothing to differentiate from")
-    saved = list(ctx.saved_tensors)
-    frames, saved = saved[: ctx.num_inputs], saved[ctx.num_inputs :]
-    (h_0, c_0, *weights), rest = saved[: 2 + ctx.num_weights], saved[2 + ctx.num_weights :]
-    lengths, top, hidden, cells, gates = rest
-    needs_grad = ctx.needs_input_grad
-    need_inputs = any(needs_grad[: len(frames)])
-    need_weights = any(needs_grad[len(frames) + 2 : len(frames) + 2 + len(weights)])
+    saved, needs_grad = list(ctx.saved_tensors), ctx.needs_input_grad
+    of_frames = slice(0, ctx.num_inputs)
+    of_weights = slice(ctx.num_inputs + 2, ctx.num_inputs + 2 + ctx.num_weights)
+    frames, (h_0, c_0), weights = saved[of_frames], saved[of_frames.stop : of_weights.start], saved[of_weights]
+    lengths, top, hidden, cells, gates = saved[of_weights.stop :]
+    need_inputs, need_weights = True in needs_grad[of_frames], True in needs_grad[of_weights]
     gradients = torch.ops.lstmvid.lstm_sequence_bwd(
         *(grad_output, grad_h_n, grad_c_n, grad_cells if all_cells else None),
         *(frames, h_0, c_0, weights, lengths, top, hidden, cells, gates),

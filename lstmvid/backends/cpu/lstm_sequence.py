@@ -307,9 +307,8 @@ def backward(
     groups, num_layers, batch, _ = h_0.shape
     h_0, c_0, inputs = h_0.contiguous(), c_0.contiguous(), [x.contiguous() for x in inputs]
     lengths = None if lengths is None else lengths.contiguous()
-    grad_output, grad_h_n, grad_c_n, grad_cells = (
-        None if grad is None else grad.contiguous() for grad in (grad_output, grad_h_n, grad_c_n, grad_cells)
-    )
+    given = (grad_output, grad_h_n, grad_c_n, grad_cells)
+    grad_output, grad_h_n, grad_c_n, grad_cells = [None if grad is None else grad.contiguous() for grad in given]
     if batch == 0 or steps == 0:
         return gradients_of_nothing(h_0, c_0, inputs, weights, grad_h_n, grad_c_n, need_inputs, need_weights)
     parts = windows(steps, chunk) if recompute else _windows(h_0, steps)
