@@ -7,20 +7,11 @@ tensors are, and autograd gets them in a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 _LIBRARY = torch.library.Library("lstmvid", "FRAGMENT")  # what it registers lives as long as it does
-
-
-class _Call(NamedTuple):
-    """The operator's arguments, and who is to run them: the dispatcher's keys below autograd."""
-
-    keys: Any
-    arguments: tuple
 
 
 def register_autograd(name: str, backward: Callable, *, setup_context: Callable) -> None:
@@ -30,35 +21,34 @@ def register_autograd(name: str, backward: Callable, *, setup_context: Callable)
     operator returned, and `ctx.needs_input_grad` one truth for each that it took, absent ones included: those of lists
     in a row with the others, in the schema's order. It returns gradients in this row, up to the last that is not None.
     """
-    operator = getattr(torch.ops.lstmvid, name.removeprefix("lstmvid::")).default
+    stem = name.removeprefix("lstmvid::")
+    operator = getattr(torch.ops.lstmvid, stem).default
     kinds = [str(argument.type) for argument in operator._schema.arguments]
     tensors = [(index, kind == "List[Tensor]") for index, kind in enumerate(kinds) if "Tensor" in kind]
 
-    def below_autograd(call: _Call):
+    def below_autograd(keys, arguments):
         with torch._C._AutoDispatchBelowAutograd():
-            return operator.redispatch(call.keys, *call.arguments)
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
 
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *row_and_call) -> tuple[Tensor, ...]:
-            call = row_and_call[-1]
-            result = below_autograd(call)
-            setup_context(ctx, call.arguments, result)
-            return tuple(result)
+    def forward(ctx, *row_and_call):
+        keys, arguments = row_and_call[-2:]
+        result = below_autograd(keys, arguments)
+        setup_context(ctx, arguments, result)
+        return tuple(result)
 
-        @staticmethod
-        def backward(ctx, *grads: Tensor | None) -> Sequence[Tensor | None]:
-            of_row = backward(ctx, *grads)
-            return *of_row, *[None] * (len(ctx.needs_input_grad) - len(of_row))
+    def backward_of_row(ctx, *grads):
+        of_row = backward(ctx, *grads)
+        return *of_row, *[None] * (len(ctx.needs_input_grad) - len(of_row))
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward_of_row)}
+    differentiable = type(stem, (torch.autograd.Function,), members)
 
     def autograd(keys, *arguments):
-        call = _Call(keys & torch._C._after_autograd_keyset, arguments)
         row = []
         for index, is_list in tensors:
             row += arguments[index] if is_list else [arguments[index]]
         if torch.is_grad_enabled() and True in [tensor is not None and tensor.requires_grad for tensor in row]:
-            return Differentiable.apply(*row, call)
-        return below_autograd(call)
+            return differentiable.apply(*row, keys, arguments)
+        return below_autograd(keys, arguments)
 
-    Differentiable.__name__ = Differentiable.__qualname__ = f"{operator._schema.name}"
     _LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)

@@ -139,7 +139,8 @@ def _autograd_forward(ctx, grad_z, grad_h_n, grad_c_n, *_):
         raise RuntimeError("closed_loop was called with save=False: there is nothing to differentiate from")
     first, h_0, c_0, head_weight, head_bias, truth, own, *kept = ctx.saved_tensors
     kept, weights = kept[:4], kept[4:]
-    of_first, _, _, *of_weights, of_truth, _own = ctx.needs_input_grad[: len(weights) + 7]  # the head's with the others'
+    # The head's two stand with the weights, and behind `own` comes what is no tensor.
+    of_first, _, _, *of_weights, of_truth, _own = ctx.needs_input_grad[: len(weights) + 7]
     need_frames, need_weights = of_first or of_truth, any(of_weights)
     gradients = iter(
         torch.ops.lstmvid.closed_loop_bwd(
