@@ -197,12 +197,13 @@ def test_a_dispatch_mode_sees_both_directions(make, backend):
 
 @each_call
 def test_opcheck_of_backward(make, backend):
-    """Which is an operator by itself, and differentiable: tests beside this one check forward."""
+    """Which is an operator by itself, and differentiable. Compiled it is in other tests, in a minute less."""
     with Seen() as seen:
         gradients(make(backend))
     name = f"{make.operator}_bwd"
     arguments = tree_map_only(torch.Tensor, lambda t: t.detach().requires_grad_(), seen.calls[name])
-    result = torch.library.opcheck(getattr(torch.ops.lstmvid, name).default, arguments)
+    which = ("test_schema", "test_autograd_registration", "test_faketensor")
+    result = torch.library.opcheck(getattr(torch.ops.lstmvid, name).default, arguments, test_utils=which)
     assert set(result.values()) == {"SUCCESS"}
 
 
