@@ -50,7 +50,7 @@ def _convert(value):
 
 def _arguments(named: dict) -> dict:
     """Tensors as addresses, absent ones as 0."""
-    return {name: _convert(value) for name, value in named.items()}
+    return {name: value if type(value) in (int, bool) else _convert(value) for name, value in named.items()}
 
 
 def _threads() -> int:

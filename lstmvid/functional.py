@@ -69,8 +69,8 @@ def lstm(
         if truncate < 1:
             raise ValueError(f"truncate must be at least 1, got {truncate}")
         result = _truncated(frames, start, layers, steps, lengths, truncate, options)
-    final = result.h_n[0], result.c_n[0]
-    return (result.output[0], final, result.cells[0, -1]) if all_cells else (result.output[0], final)
+    output, final = result.output.squeeze(0), (result.h_n.squeeze(0), result.c_n.squeeze(0))
+    return (output, final, result.cells[0, -1]) if all_cells else (output, final)
 
 
 def _truncated(frames, state, layers, steps: int, lengths, truncate: int, options: dict) -> LSTMResult:

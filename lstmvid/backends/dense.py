@@ -20,10 +20,15 @@ _ONE_DNN_DEPTH = 4096
 def _one_dnn_serves(x: Tensor, weight: Tensor) -> bool:
     # In float32 torch's own products go to MKL, which reaches half of oneDNN's speed on AMD processors
     # (docs/performance.md); in bfloat16 both are oneDNN.
-    rows, (columns, depth) = x.numel() // max(x.size(-1), 1), weight.shape
+    columns, depth = weight.shape
     return (
         x.dtype == torch.float32
-        and (rows * depth * columns >= _WORTH_ONE_DNN or depth > _MKL_DEPTH[x.dtype] or min(rows, columns) == 1)
+        and (
+            x.numel() * columns >= _WORTH_ONE_DNN
+            or depth > _MKL_DEPTH[x.dtype]
+            or columns == 1
+            or x.numel() == depth  # one row
+        )
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -13,6 +13,13 @@ def as_operand(frames: Tensor, dtype: torch.dtype) -> Tensor:
     return frames.to(dtype).div_(255) if frames.dtype == torch.uint8 else frames.to(dtype)
 
 
+def stretch(sequence: Tensor | None, time: slice) -> Tensor | None:
+    """Of a sequence [T, ...] the steps `time`, itself where these are all; None of None."""
+    if sequence is None or time.stop - time.start == sequence.size(0):
+        return sequence
+    return sequence[time]
+
+
 class Frames(NamedTuple):
     """`given` [T, B, D], or [T - 1, B, D]: then the step that runs first sees nothing, and the others one frame each.
 
@@ -26,8 +33,8 @@ class Frames(NamedTuple):
 
     def seen(self, time: slice) -> tuple[slice, Tensor]:
         """Of a stretch of time: which of its steps see a frame, and these frames [n, B, D]."""
-        if len(self.given) == self.steps:
-            return slice(0, time.stop - time.start), as_operand(self.given[time], self.dtype)
+        if self.given.size(0) == self.steps:
+            return slice(0, time.stop - time.start), as_operand(stretch(self.given, time), self.dtype)
         if self.reverse:  # the last step runs first
             stop = min(time.stop, self.steps - 1)
             return slice(0, stop - time.start), as_operand(self.given[time.start : stop], self.dtype)
@@ -38,13 +45,13 @@ class Frames(NamedTuple):
     def whole(self) -> Tensor:
         """[T, B, D]: what every step sees, zeros for nothing."""
         frames = as_operand(self.given, self.dtype)
-        if len(frames) == self.steps:
+        if frames.size(0) == self.steps:
             return frames
         nothing = frames.new_zeros(1, *frames.shape[1:])
         return torch.cat([frames, nothing] if self.reverse else [nothing, frames])
 
     def gradient(self, of_whole: Tensor) -> Tensor:
         """Of what was given, from that of what every step sees."""
-        if len(self.given) == self.steps:
+        if self.given.size(0) == self.steps:
             return of_whole
         return of_whole[:-1] if self.reverse else of_whole[1:]

@@ -31,6 +31,8 @@ def windows(steps: int, length: int) -> list[Window]:
 
 def even_windows(steps: int, step_bytes: int, device: str) -> list[Window]:
     """All steps in windows of about one length, whose projections of `step_bytes` each take bounded memory."""
+    if 0 < steps <= MIN_STEPS[device]:
+        return [Window(0, steps)]
     count = -(-steps // max(MIN_STEPS[device], WINDOW_BYTES[device] // max(step_bytes, 1)))
     return windows(steps, -(-steps // max(count, 1)))
 

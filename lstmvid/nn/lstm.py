@@ -197,9 +197,11 @@ class LSTM(nn.LSTM):
 
     def _layer_weights(self, suffix: str) -> LayerWeights:
         """One layer's and direction's; AttributeError names the one that was deleted."""
-        names = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if self.bias else ()))
+        biases = (f"bias_ih_{suffix}", f"bias_hh_{suffix}") if self.bias else ()
+        names = (f"weight_ih_{suffix}", f"weight_hh_{suffix}", *biases)
+        own = self._parameters
         peephole = getattr(self, f"weight_peephole_{suffix}") if self.peephole else None
-        return LayerWeights(*(getattr(self, f"{name}_{suffix}") for name in names), peephole=peephole)
+        return LayerWeights(*[own[n] if n in own else getattr(self, n) for n in names], peephole=peephole)
 
     def _check_weights(self) -> None:
         """nn.LSTM has references of its own and would not notice that one was deleted."""
@@ -238,12 +240,12 @@ class LSTM(nn.LSTM):
                 backend=backend,
                 recompute=self.recompute,
             )
-            if groups == 1:
-                output = result.output[0]
-                h_n.append(result.h_n[0])
-                c_n.append(result.c_n[0])
+            if groups == 1:  # views, whose gradients are views, too
+                output = result.output.squeeze(0)
+                h_n.append(result.h_n.squeeze(0))
+                c_n.append(result.c_n.squeeze(0))
             else:
                 output = torch.cat(result.output.unbind(0), dim=-1)
                 h_n.append(result.h_n.transpose(0, 1).flatten(0, 1))
                 c_n.append(result.c_n.transpose(0, 1).flatten(0, 1))
-        return output, (torch.cat(h_n), torch.cat(c_n))
+        return output, ((h_n[0], c_n[0]) if len(h_n) == 1 else (torch.cat(h_n), torch.cat(c_n)))

@@ -29,6 +29,7 @@ from ..backends import Request
 from ..backends.cpu import closed_loop as cpu
 from ..backends.reference import closed_loop as reference
 from ..backends.triton import closed_loop as triton
+from .autograd import register_autograd
 from .double_backward import second_derivatives
 from .lstm_sequence import LayerWeights, autocast_dtype, flatten_weights, in_function_transform, state_dtype
 
@@ -139,8 +140,9 @@ def _autograd_forward(ctx, grad_z, grad_h_n, grad_c_n, *_):
         raise RuntimeError("closed_loop was called with save=False: there is nothing to differentiate from")
     first, h_0, c_0, head_weight, head_bias, truth, own, *kept = ctx.saved_tensors
     kept, weights = kept[:4], kept[4:]
-    of_first, _, _, of_weights, of_head, of_head_bias, of_truth, *_ = ctx.needs_input_grad
-    need_frames, need_weights = of_first or of_truth, any(of_weights) or of_head or of_head_bias
+    # The head's two stand with the weights, and behind `own` comes what is no tensor.
+    of_first, _, _, *of_weights, of_truth, _own = ctx.needs_input_grad[: len(weights) + 7]
+    need_frames, need_weights = of_first or of_truth, any(of_weights)
     gradients = iter(
         torch.ops.lstmvid.closed_loop_bwd(
             *(grad_z, grad_h_n, grad_c_n, first, h_0, c_0, weights, head_weight, head_bias, truth, own, *kept),
@@ -153,7 +155,7 @@ def _autograd_forward(ctx, grad_z, grad_h_n, grad_c_n, *_):
     )
     grad_weights = [next(gradients) if need_weights else None for _ in weights]
     grad_head, grad_head_bias = (next(gradients) if need_weights else None for _ in range(2))
-    return grad_first, grad_h_0, grad_c_0, grad_weights, grad_head, grad_head_bias, grad_truth, *[None] * 7
+    return grad_first, grad_h_0, grad_c_0, *grad_weights, grad_head, grad_head_bias, grad_truth
 
 
 def _setup_backward(ctx, inputs, output) -> None:
@@ -164,7 +166,7 @@ def _setup_backward(ctx, inputs, output) -> None:
     ctx.save_for_backward(own, *seeds, first, h_0, c_0, head_weight, head_bias, truth, *weights)
 
 
-def _autograd_backward(ctx, grads):
+def _autograd_backward(ctx, *grads):
     own, *saved = ctx.saved_tensors
 
     def again(leaves):
@@ -175,11 +177,11 @@ def _autograd_backward(ctx, grads):
 
     result = second_derivatives(saved, grads, again)
     seeds, (first, h_0, c_0, head_weight, head_bias, truth), weights = result[:3], result[3:9], result[9:]
-    return *seeds, first, h_0, c_0, weights, head_weight, head_bias, truth, *[None] * 12
+    return *seeds, first, h_0, c_0, *weights, head_weight, head_bias, truth
 
 
-torch.library.register_autograd(_FORWARD, _autograd_forward, setup_context=_setup_forward)
-torch.library.register_autograd(_BACKWARD, _autograd_backward, setup_context=_setup_backward)
+register_autograd(_FORWARD, _autograd_forward, setup_context=_setup_forward)
+register_autograd(_BACKWARD, _autograd_backward, setup_context=_setup_backward)
 
 
 class ClosedLoopResult(NamedTuple):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .. import backends
 from ..backends import BackendUnavailable, Request, reference
+from .autograd import register_autograd
 from .lstm_sequence import autocast_dtype, state_dtype
 
 BACKENDS = {"reference": reference.frame_loss, "triton": backends.triton.compute_frame_loss}
@@ -101,10 +102,10 @@ def _autograd_forward(ctx, grad_loss, *_):
     if not ctx.save:
         raise RuntimeError("frame_loss was called with save=False: there is nothing to differentiate from")
     if grad_loss is None:
-        return None, None, None, None, *[None] * 4
+        return ()
     bias = ctx.saved_tensors[2]
     of_hidden, of_weight, of_bias = torch.ops.lstmvid.frame_loss_bwd(grad_loss, *ctx.saved_tensors, ctx.likelihood)
-    return of_hidden, of_weight, None if bias is None else of_bias, None, *[None] * 4
+    return of_hidden, of_weight, None if bias is None else of_bias
 
 
 def _setup_backward(ctx, inputs, output) -> None:
@@ -124,11 +125,11 @@ def _autograd_backward(ctx, *grads):
         pairs = [(y, g) for y, g in zip(first, grads, strict=False) if g is not None]
         leaves = [seed, *wanted]
         second = iter(torch.autograd.grad([y for y, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True))
-    return *(None if tensor is None else next(second) for tensor in saved), *[None] * 5
+    return [None if tensor is None else next(second) for tensor in saved]
 
 
-torch.library.register_autograd(_FORWARD, _autograd_forward, setup_context=_setup_forward)
-torch.library.register_autograd(_BACKWARD, _autograd_backward, setup_context=_setup_backward)
+register_autograd(_FORWARD, _autograd_forward, setup_context=_setup_forward)
+register_autograd(_BACKWARD, _autograd_backward, setup_context=_setup_backward)
 
 
 def _resolve(backend: str, request: Request) -> str:

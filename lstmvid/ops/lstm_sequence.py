@@ -36,6 +36,7 @@ from ..backends import Request, reference
 from ..backends.frames import Frames
 from ..backends.memory import recomputes
 from ..backends.windows import MIN_STEPS
+from .autograd import register_autograd
 from .double_backward import second_derivatives
 
 _FORWARD, _BACKWARD = "lstmvid::lstm_sequence", "lstmvid::lstm_sequence_bwd"
@@ -66,11 +67,9 @@ def _check(inputs, h_0, c_0, weights, lengths, steps, bias, peephole, reverse, *
     """Kernels take addresses: the last place to notice a tensor smaller than what they read."""
     groups, layers, batch, size = h_0.shape
     features = inputs[0].size(-1) if inputs else None
-    shapes = [("h_0", h_0, (groups, layers, batch, size)), ("c_0", c_0, (groups, layers, batch, size))]
     is_blind = bool(inputs) and inputs[0].size(0) == steps - 1
     if is_blind and lengths is not None:
         raise ValueError("inputs of a frame less than steps can't have lengths")
-    shapes += [(f"inputs[{i}]", x, (steps - is_blind, batch, features)) for i, x in enumerate(inputs)]
     expected = []
     for index in range(groups * layers):
         width = size if index % layers else features
@@ -81,15 +80,20 @@ def _check(inputs, h_0, c_0, weights, lengths, steps, bias, peephole, reverse, *
             f"lstm_sequence of {groups} groups of {layers} layers takes 0, 1 or {groups} inputs, {len(expected)} "
             f"weights and {groups} directions, got {len(inputs)}, {len(weights)} and {len(reverse)}"
         )
-    shapes += [(f"weights[{i}]", w, shape) for i, (w, shape) in enumerate(zip(weights, expected, strict=True))]
-    for name, tensor, shape in shapes:
-        dtype = state_dtype(h_0.dtype) if name == "c_0" else h_0.dtype
-        if tensor.dtype == torch.uint8 and name.startswith("inputs") and inputs[0].dtype == torch.uint8:
-            dtype = torch.uint8
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            raise ValueError(f"{name} must be {shape} of {dtype}, got {tuple(tensor.shape)} of {tensor.dtype}")
+    frame = (steps - is_blind, batch, features)
+    _check_each("inputs[{}]", inputs, [frame] * len(inputs), (h_0.dtype, torch.uint8))
+    _check_each("c_0", [c_0], [h_0.shape], (state_dtype(h_0.dtype),))
+    _check_each("weights[{}]", weights, expected, (h_0.dtype,))
     if lengths is not None and (tuple(lengths.shape) != (batch,) or lengths.dtype != torch.int64):
         raise ValueError(f"lengths must be ({batch},) of torch.int64, got {tuple(lengths.shape)} of {lengths.dtype}")
+
+
+def _check_each(name: str, tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], dtypes) -> None:
+    """Each tensor's shape, and that it has one of the dtypes, of which an error names the first."""
+    for index, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
+        if tensor.shape != shape or tensor.dtype not in dtypes:
+            expected, found = f"{tuple(shape)} of {dtypes[0]}", f"{tuple(tensor.shape)} of {tensor.dtype}"
+            raise ValueError(f"{name.format(index)} must be {expected}, got {found}")
 
 
 @torch.library.impl(_FORWARD, ("CPU", "CUDA"))
@@ -147,11 +151,12 @@ def _autograd_forward(ctx, grad_output, grad_h_n, grad_c_n, _grad_hidden, grad_c
     steps, bias, peephole, reverse, save, all_cells, recompute, chunk, backend = ctx.options
     if not save:
         raise RuntimeError("lstm_sequence was called with save=False: there is nothing to differentiate from")
-    saved = list(ctx.saved_tensors)
-    frames, saved = saved[: ctx.num_inputs], saved[ctx.num_inputs :]
-    (h_0, c_0, *weights), rest = saved[: 2 + ctx.num_weights], saved[2 + ctx.num_weights :]
-    lengths, top, hidden, cells, gates = rest
-    need_inputs, need_weights = any(ctx.needs_input_grad[0]), any(ctx.needs_input_grad[3])
+    saved, needs_grad = list(ctx.saved_tensors), ctx.needs_input_grad
+    of_frames = slice(0, ctx.num_inputs)
+    of_weights = slice(ctx.num_inputs + 2, ctx.num_inputs + 2 + ctx.num_weights)
+    frames, (h_0, c_0), weights = saved[of_frames], saved[of_frames.stop : of_weights.start], saved[of_weights]
+    lengths, top, hidden, cells, gates = saved[of_weights.stop :]
+    need_inputs, need_weights = True in needs_grad[of_frames], True in needs_grad[of_weights]
     gradients = torch.ops.lstmvid.lstm_sequence_bwd(
         *(grad_output, grad_h_n, grad_c_n, grad_cells if all_cells else None),
         *(frames, h_0, c_0, weights, lengths, top, hidden, cells, gates),
@@ -160,7 +165,7 @@ def _autograd_forward(ctx, grad_output, grad_h_n, grad_c_n, _grad_hidden, grad_c
     grad_h_0, grad_c_0, *gradients = gradients
     grad_inputs = gradients[: len(frames)] if need_inputs else [None] * len(frames)
     grad_weights = gradients[len(gradients) - len(weights) :] if need_weights else [None] * len(weights)
-    return grad_inputs, grad_h_0, grad_c_0, grad_weights, *[None] * 10
+    return *grad_inputs, grad_h_0, grad_c_0, *grad_weights
 
 
 def _setup_backward(ctx, inputs, output) -> None:
@@ -173,7 +178,7 @@ def _setup_backward(ctx, inputs, output) -> None:
     ctx.save_for_backward(*seeds, h_0, c_0, *frames, *weights, lengths)
 
 
-def _autograd_backward(ctx, grads):
+def _autograd_backward(ctx, *grads):
     *saved, lengths = ctx.saved_tensors
 
     def again(leaves):
@@ -186,11 +191,11 @@ def _autograd_backward(ctx, grads):
     result = second_derivatives(saved, grads, again)
     grad_seeds, (grad_h_0, grad_c_0), tail = result[:4], result[4:6], result[6:]
     grad_frames, grad_weights = tail[: ctx.num_inputs], tail[ctx.num_inputs :]
-    return *grad_seeds, grad_frames, grad_h_0, grad_c_0, grad_weights, *[None] * 15
+    return *grad_seeds, *grad_frames, grad_h_0, grad_c_0, *grad_weights
 
 
-torch.library.register_autograd(_FORWARD, _autograd_forward, setup_context=_setup_forward)
-torch.library.register_autograd(_BACKWARD, _autograd_backward, setup_context=_setup_backward)
+register_autograd(_FORWARD, _autograd_forward, setup_context=_setup_forward)
+register_autograd(_BACKWARD, _autograd_backward, setup_context=_setup_backward)
 
 
 class LayerWeights(NamedTuple):
@@ -263,11 +268,11 @@ def lstm_sequence(
     reverse = [False] * groups if reverse is None else list(reverse)
     device = h_0.device.type
     flat = flatten_weights(weights)
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, h_0, c_0, *flat))
+    needs_grad = torch.is_grad_enabled() and True in [t.requires_grad for t in (*inputs, h_0, c_0, *flat)]
     cell_dtype = c_0.dtype
     cast = autocast_dtype(device) or h_0.dtype
-    h_0, flat = h_0.to(cast), [w.to(cast) for w in flat]
-    frames = [x if x.dtype == torch.uint8 else x.to(cast) for x in inputs]
+    h_0, flat = h_0.to(cast), [w if w.dtype == cast else w.to(cast) for w in flat]
+    frames = [x if x.dtype in (cast, torch.uint8) else x.to(cast) for x in inputs]
     request = Request(
         device=device,
         dtype=h_0.dtype,

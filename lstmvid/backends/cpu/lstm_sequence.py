@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ... import _native
 from ..dense import linear, turned, weight_gradient
-from ..frames import Frames
+from ..frames import Frames, stretch
 from ..layers import Weights, layer_weights
 from ..weight_gradients import Totals, gradients_of_nothing
 from ..windows import Window, even_windows, origins, windows
@@ -38,7 +38,8 @@ def _lengths_in(lengths: Tensor | None, time: slice) -> Tensor | None:
 
 
 def _windows(h_0: Tensor, steps: int) -> list[Window]:
-    return even_windows(steps, h_0.size(-2) * 4 * h_0.size(-1) * h_0.element_size(), "cpu")
+    *_, batch, size = h_0.shape
+    return even_windows(steps, batch * 4 * size * h_0.element_size(), "cpu")
 
 
 def _frames(
@@ -79,7 +80,7 @@ def _run(layer: _Layer, parts: list[Window]) -> None:
         count, projection = part.end - part.first, None
         if layer.x is not None:
             _, frames = layer.x.seen(time)
-            projection = linear(frames, weight_ih, bias) if len(frames) else None
+            projection = linear(frames, weight_ih, bias) if frames.size(0) else None
         if count == 1:
             # One product only: packing the weights would cost more than it.
             product = linear(h, weight_hh, bias if projection is None else None)
@@ -93,7 +94,7 @@ def _run(layer: _Layer, parts: list[Window]) -> None:
             hidden=size,
             dtype=layer.output.dtype,
             reverse=layer.reverse,
-            blind=projection is not None and len(projection) < count,
+            blind=projection is not None and projection.size(0) < count,
             projection=projection,
             bias=bias,
             weight_hh=weight_hh,
@@ -101,11 +102,11 @@ def _run(layer: _Layer, parts: list[Window]) -> None:
             h_0=h,
             c_0=c,
             lengths=_lengths_in(layer.lengths, time),
-            output=layer.output[time],
+            output=stretch(layer.output, time),
             h_n=layer.h_n,
             c_n=layer.c_n,
-            cells=None if layer.cells is None else layer.cells[time],
-            gates=None if layer.gates is None else layer.gates[time],
+            cells=stretch(layer.cells, time),
+            gates=stretch(layer.gates, time),
         )
 
 
@@ -242,7 +243,7 @@ def _backward(layer: _Saved, parts: list[Window], need_weights: bool) -> Iterato
         if layer.gates is None:
             gates, cells = _gates_again(layer, before, c, time)
         else:
-            gates, cells = layer.gates[time], layer.cells[time]
+            gates, cells = stretch(layer.gates, time), stretch(layer.cells, time)
         grad_gates = _native.empty(gates.shape, gates.dtype)
         grad_peephole = torch.empty_like(peephole) if peephole is not None and need_weights else None
         _native.lstm_sequence_cpu(
@@ -259,10 +260,10 @@ def _backward(layer: _Saved, parts: list[Window], need_weights: bool) -> Iterato
             cells=cells,
             gates=gates,
             lengths=_lengths_in(layer.lengths, time),
-            grad_output=None if layer.grad_output is None else layer.grad_output[time],
+            grad_output=stretch(layer.grad_output, time),
             grad_h_n=grad_h,
             grad_c_n=grad_c,
-            grad_cells=None if layer.grad_cells is None else layer.grad_cells[time],
+            grad_cells=stretch(layer.grad_cells, time),
             grad_gates=grad_gates,
             grad_h_0=layer.grad_h_0,
             grad_c_0=layer.grad_c_0,
@@ -274,7 +275,7 @@ def _backward(layer: _Saved, parts: list[Window], need_weights: bool) -> Iterato
             of_gates = turned(grad_gates)
             if layer.x is not None:
                 rows, frames = layer.x.seen(time)
-                of_seen = of_gates if len(frames) == len(grad_gates) else turned(grad_gates[rows])
+                of_seen = of_gates if frames.size(0) == grad_gates.size(0) else turned(grad_gates[rows])
                 gradients.append(weight_gradient(of_seen, turned(frames)))
             gradients.append(weight_gradient(of_gates, turned(before)))
             gradients += [] if layer.weights.bias is None else [grad_gates.sum((0, 1))]
@@ -310,9 +311,8 @@ def backward(
     groups, num_layers, batch, _ = h_0.shape
     h_0, c_0, inputs = h_0.contiguous(), c_0.contiguous(), [x.contiguous() for x in inputs]
     lengths = None if lengths is None else lengths.contiguous()
-    grad_output, grad_h_n, grad_c_n, grad_cells = (
-        None if grad is None else grad.contiguous() for grad in (grad_output, grad_h_n, grad_c_n, grad_cells)
-    )
+    given = (grad_output, grad_h_n, grad_c_n, grad_cells)
+    grad_output, grad_h_n, grad_c_n, grad_cells = [None if grad is None else grad.contiguous() for grad in given]
     if batch == 0 or steps == 0:
         return gradients_of_nothing(h_0, c_0, inputs, weights, grad_h_n, grad_c_n, need_inputs, need_weights)
     parts = windows(steps, chunk) if recompute else _windows(h_0, steps)

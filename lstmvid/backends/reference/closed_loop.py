@@ -71,7 +71,8 @@ def forward(
         hidden, cells = (tensor.new_empty(len(layers), 0, *tensor.shape[1:]) for tensor in (h_0, c_0))
         gates = h_0.new_empty(*hidden.shape[:-1], 4 * h_0.size(-1))
     z = torch.stack(outputs) if steps else h_0.new_empty(0, h_0.size(1), len(head_bias))
-    return z, torch.stack(h), torch.stack(c), hidden, cells, gates
+    # A stack is a view, which autograd lets nobody overwrite where a function returns several.
+    return z.clone(), torch.stack(h).clone(), torch.stack(c).clone(), hidden, cells, gates
 
 
 def backward(

@@ -154,7 +154,8 @@ def forward(
         cells = torch.stack([_checkpoints(every[g], c_0[g], chunk, reverse=reverse[g]) for g in range(groups)])
     if save and not recompute:
         gates = stack("gates")
-    return output.clone(), h_n, c_n, hidden, cells, gates
+    # A stack is a view, which autograd lets nobody overwrite where a function returns several.
+    return output.clone(), h_n.clone(), c_n.clone(), hidden, cells, gates
 
 
 def _checkpoints(cells: Tensor, c_0: Tensor, chunk: int, *, reverse: bool) -> Tensor:
