@@ -5,7 +5,9 @@ size that run at the same time: two decoders, or the two directions of a bidirec
 
     lstmvid::lstm_sequence
       inputs     0 (no input), 1 (shared by the groups) or G tensors [T, B, D]; or [T-1, B, D]: then the step that runs
-                 first sees nothing, and the others one frame each. uint8 is scaled by 1/255
+                 first sees nothing, and the others one frame each. uint8 is scaled by 1/255. For a GPU they may lie
+                 in host memory (cuda and triton bring them a window at a time), in any floating dtype; then they have
+                 no gradient
       h_0, c_0   [G, L, B, H]; c_0 in the state dtype (float32 for half precision operands, else the operands')
       weights    for each group and layer: [weight_ih [4H, D]] weight_hh [4H, H] [bias [4H]] [peephole [3H]]
       lengths    [B] int64: steps of each sequence; the padding behind is never run
@@ -32,8 +34,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import Request, reference
-from ..backends.frames import Frames
+from ..backends import Request, reference, streaming
 from ..backends.memory import recomputes
 from ..backends.windows import MIN_STEPS
 from .double_backward import second_derivatives
@@ -84,8 +85,11 @@ def _check(inputs, h_0, c_0, weights, lengths, steps, bias, peephole, reverse, *
     shapes += [(f"weights[{i}]", w, shape) for i, (w, shape) in enumerate(zip(weights, expected, strict=True))]
     for name, tensor, shape in shapes:
         dtype = state_dtype(h_0.dtype) if name == "c_0" else h_0.dtype
-        if tensor.dtype == torch.uint8 and name.startswith("inputs") and inputs[0].dtype == torch.uint8:
-            dtype = torch.uint8
+        if name.startswith("inputs"):
+            streaming.check_place(f"{name} is", tensor, h_0.device, "h_0 is")
+            is_converted = streaming.is_elsewhere(tensor, h_0.device) and tensor.is_floating_point()
+            if is_converted or tensor.dtype == torch.uint8 == inputs[0].dtype:
+                dtype = tensor.dtype
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise ValueError(f"{name} must be {shape} of {dtype}, got {tuple(tensor.shape)} of {tensor.dtype}")
     if lengths is not None and (tuple(lengths.shape) != (batch,) or lengths.dtype != torch.int64):
@@ -129,8 +133,9 @@ def _fake_forward(
 def _fake_backward(*args):
     inputs, h_0, c_0, weights = args[4:8]
     need_inputs, need_weights = args[-3:-1]
-    wanted = [h_0, c_0, *(inputs if need_inputs else []), *(weights if need_weights else [])]
-    return [tensor.new_empty(tensor.shape) for tensor in wanted]
+    of_inputs = [h_0.new_empty(x.shape) for x in inputs if need_inputs]
+    of_others = [tensor.new_empty(tensor.shape) for tensor in (h_0, c_0, *(weights if need_weights else []))]
+    return [*of_others[:2], *of_inputs, *of_others[2:]]
 
 
 def _setup_forward(ctx, inputs, output) -> None:
@@ -251,13 +256,17 @@ def lstm_sequence(
 
     `weights[group][layer]`; `c_0` and the returned `c_n` may have the operands' dtype or the state dtype, and `c_n`
     comes back in that of `c_0`. Shapes are the caller's to check: this is the layer under the public functions. `uint8`
-    inputs, and those of a frame less than `steps`, become what the steps see without a copy of the whole on `cpu`.
+    inputs, those of a frame less than `steps`, and those in host memory for a GPU become what the steps see a window at
+    a time on `cpu`, `cuda` and `triton`; the others make them whole.
 
     Inside a `torch.func` transform and under `torch.jit.trace` plain torch code runs, without the operator.
 
     Raises:
+        ValueError: inputs lie elsewhere, or in host memory with a gradient to ask for.
         BackendUnavailable: the backend that was named cannot run this call; the message says why.
     """
+    for x in inputs:
+        streaming.check_place("inputs are", x, h_0.device, "the states are")
     groups, layers, batch, size = h_0.shape
     first = weights[0][0]
     reverse = [False] * groups if reverse is None else list(reverse)
@@ -267,7 +276,6 @@ def lstm_sequence(
     cell_dtype = c_0.dtype
     cast = autocast_dtype(device) or h_0.dtype
     h_0, flat = h_0.to(cast), [w.to(cast) for w in flat]
-    frames = [x if x.dtype == torch.uint8 else x.to(cast) for x in inputs]
     request = Request(
         device=device,
         dtype=h_0.dtype,
@@ -286,9 +294,7 @@ def lstm_sequence(
         traced=torch.jit.is_tracing(),
     )
     name = backends.resolve(backend, request)
-    if name not in ("cpu", "reference"):  # which read them where they are
-        each = frames * groups if frames and len(frames) < groups and len(frames[0]) < steps else frames
-        frames = [Frames(x, steps, back, cast).whole() for x, back in zip(each, reverse, strict=False)]
+    frames = streaming.inputs_for(name, inputs, steps, reverse, cast, h_0.device)
     if name == "torch":
         result = backends.torch.forward(frames, h_0, c_0, weights, steps, reverse)
         return LSTMResult(result[0], result[1], result[2].to(cell_dtype), None)

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lstmvid import _native
-from lstmvid.backends import dense, reference, windows
+from lstmvid.backends import dense, reference, streaming, windows
 from lstmvid.backends import weight_gradients as gradients
-from lstmvid.backends.cuda import launch, lstm_sequence_fwd, recurrence
+from lstmvid.backends.cuda import launch, recurrence
 from lstmvid.backends.plan import DEVICES, Plan, plan
 from lstmvid.testing import Case, run
 
@@ -269,8 +269,9 @@ def test_products_obey_the_setting_for_recurrent_networks(setting, expected, sta
     def seeing(function):
         return lambda *tensors: (seen.append(torch.backends.cuda.matmul.fp32_precision), function(*tensors))[1]
 
-    monkeypatch.setattr(lstm_sequence_fwd, "linear_into", seeing(lstm_sequence_fwd.linear_into))
-    monkeypatch.setattr(gradients, "add_weight_gradient", seeing(gradients.add_weight_gradient))
+    monkeypatch.setattr(streaming, "linear_into", seeing(streaming.linear_into))
+    for module in (streaming, gradients):
+        monkeypatch.setattr(module, "add_weight_gradient", seeing(module.add_weight_gradient))
     given = arguments(Case(), True)
     given[3][0].requires_grad_()
     torch.ops.lstmvid.lstm_sequence(*given, "cuda")[0].sum().backward()
