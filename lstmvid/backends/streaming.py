@@ -71,7 +71,7 @@ class _Streams:
 
     def pinned(self, like: Tensor) -> Tensor:
         if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("a CUDA graph reads a video in host memory only where it is pinned and contiguous in time")
+            raise RuntimeError("in a CUDA graph a video in host memory must be pinned, and contiguous (T, B, ...)")
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
     def is_pinned(self, tensor: Tensor) -> bool:

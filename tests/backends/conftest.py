@@ -19,10 +19,10 @@ def place(tensor: Tensor) -> int:
 
 
 class LateCopies(TorchDispatchMode):
-    """A device on the CPU whose copies come late, in any order, and which notices whoever doesn't wait for what it needs.
+    """A device on the CPU whose copies come late, in any order; it notices whoever doesn't wait for what he needs.
 
-    It stands for a GPU's `streaming.Queues`. A copy runs when somebody waits for it, or by chance before; until then its
-    target is garbage. Computations are torch's own, at once, but count as not yet done. They are watched where the
+    It stands for a GPU's `streaming.Queues`. A copy runs when somebody waits for it, or by chance before; until then
+    its target is garbage. Computations are torch's own, at once, but count as not yet done. They are watched where the
     device is entered.
 
     Args:

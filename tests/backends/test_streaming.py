@@ -85,6 +85,10 @@ def piece_bytes(video: Video) -> int:
     return video.piece_steps * 2 * 5 * video.operand.itemsize
 
 
+def buffers(device) -> set[int]:
+    return {target.untyped_storage().data_ptr() for target, _ in device.copies}
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("pins", [False, True], ids=["pageable", "pinned"])
 @pytest.mark.parametrize("name", VIDEOS)
@@ -102,7 +106,7 @@ def test_what_arrives_is_what_was_sent(name, pins, seed, stands_for_a_gpu):
     assert not device.pending
     assert device.staged <= (0 if pins and frames.is_contiguous() else 4)
     assert max((len(target) for target, _ in device.copies), default=0) <= min(video.piece_steps, video.window)
-    assert len({target.untyped_storage().data_ptr() for target, _ in device.copies}) <= 4  # two, and shorter ones before
+    assert len(buffers(device)) <= 4  # two, and shorter ones before
 
 
 @pytest.mark.parametrize("name", ["bytes", "blind", "backwards, batch first"])
@@ -120,7 +124,7 @@ def test_bytes_become_numbers_a_piece_at_a_time(stands_for_a_gpu, monkeypatch):
     video, frames, seen = VIDEOS["bytes"], VIDEOS["bytes"].frames(), []
     stands_for_a_gpu(piece_bytes=piece_bytes(video))
     convert = streaming.as_operand
-    monkeypatch.setattr(streaming, "as_operand", lambda given, dtype: (seen.append(len(given)), convert(given, dtype))[1])
+    monkeypatch.setattr(streaming, "as_operand", lambda x, dtype: (seen.append(len(x)), convert(x, dtype))[1])
     forward_and_back(video, frames)
     assert set(seen) == {1, 2, 3}
     assert sum(seen) == 2 * video.steps
@@ -145,7 +149,7 @@ def test_one_video_for_two_groups_has_one_way_there(stands_for_a_gpu):
             arrived = torch.cat([piece.clone() for _, piece in reader.pieces(slice(0, 6))])
             assert torch.equal(arrived, frames)
     assert len(lanes) == 1
-    assert len({target.untyped_storage().data_ptr() for target, _ in device.copies}) == 2
+    assert len(buffers(device)) == 2
 
 
 # What somebody forgets, whether memory is pinned, and the words with which it is noticed.
@@ -213,7 +217,8 @@ def test_results_are_where_the_weights_are(backend, dtype, nowhere):
     # Autograd itself can't be asked: it looks for the device's streams, which are nowhere.
     frames, state, weights = torch.empty(6, 3, 5).to(dtype), torch.empty(1, 1, 3, 7, device="cuda"), weights_on_a_gpu()
     given = ([frames], state, state, weights[:3], None)
-    output, h_n, c_n, *kept = torch.ops.lstmvid.lstm_sequence(*given, 6, True, False, [False], True, False, False, 256, backend)
+    options = (6, True, False, [False], True, False, False, 256, backend)
+    output, h_n, c_n, *kept = torch.ops.lstmvid.lstm_sequence(*given, *options)
     assert (output.device.type, h_n.device.type, output.shape) == ("cuda", "cuda", (1, 6, 3, 7))
     options = (6, True, False, [False], False, False, 256, False, True, backend)
     gradients = torch.ops.lstmvid.lstm_sequence_bwd(output, h_n, c_n, None, *given, output, *kept, *options)
@@ -224,7 +229,7 @@ def test_results_are_where_the_weights_are(backend, dtype, nowhere):
 @pytest.mark.parametrize("options", [{}, {"reconstruct": "conditional", "batch_first": True}])
 def test_a_model_takes_a_video_in_host_memory(options, monkeypatch):
     """Nothing in it mixes devices; the model's is "meta" here, which has no backend that streams."""
-    monkeypatch.setattr(streaming, "is_elsewhere", lambda given, device: (given.device.type, device.type) == ("cpu", "meta"))
+    monkeypatch.setattr(streaming, "is_elsewhere", lambda given, device: not given.is_meta and device.type == "meta")
     model = lstmvid.FusedComposite(5, 7, 2, **options, device="meta")
     frames, targets = torch.randint(0, 256, (4, 4, 5), dtype=torch.uint8), torch.rand(4, 4, 5)
     out, mixed = model(frames, targets), model(frames, targets, feedback=0.5)
@@ -239,7 +244,7 @@ def test_a_model_takes_a_video_in_host_memory(options, monkeypatch):
 
 def test_a_gradient_in_host_memory_is_refused(nowhere):
     state, frames = torch.empty(1, 1, 3, 7, device="cuda"), torch.empty(6, 3, 5, requires_grad=True)
-    words = "inputs are in host memory and can't have a gradient there, the states are on cuda:0: detach the frames"
+    words = "inputs are in host memory and can't have a gradient there, the states are on cuda:0: detach"
     with pytest.raises(ValueError, match=words):
         lstm_sequence([frames], state, state, [[LayerWeights(*weights_on_a_gpu())]], steps=6)
     with pytest.raises(ValueError, match="input is in host memory and can't have a gradient"):
@@ -253,7 +258,9 @@ def test_frames_elsewhere_are_refused():
     calls = {"frames are": model.encode, "x is": classifier}
     calls["input is"] = lambda x: lstmvid.functional.lstm(x, state, weights)
     for words, call in calls.items():
-        with pytest.raises(ValueError, match=f"{words} on meta, .* is on cpu: frames must lie there, or in host memory"):
+        with pytest.raises(
+            ValueError, match=f"{words} on meta, .* is on cpu: frames must lie there, or in host memory"
+        ):
             call(torch.zeros(4, 3, 5, device="meta"))
 
 

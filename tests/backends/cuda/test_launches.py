@@ -222,11 +222,11 @@ def test_frames_in_host_memory(name, pins, stand_in, stands_for_a_gpu, monkeypat
     monkeypatch.setitem(windows.MIN_STEPS, "cuda", 2)
     monkeypatch.setitem(windows.WINDOW_BYTES, "cuda", 0)
     given = arguments(case, True)
-    inputs, steps, options = given[0], case.steps, given[5:]
-    kept = reference.forward(*given)
+    inputs, kept = given[0], reference.forward(*given)
     output, hidden, cells, gates = kept[0], *kept[3:]
     seeds = [seed.float() for seed in case.tensors["seeds"][: 3 + case.all_cells]] + [None] * (not case.all_cells)
-    ends = (*seeds, *given[:5], output, hidden, cells, gates, steps, *options[1:4], case.all_cells, False, 256, False, True)
+    ends = (*seeds, *given[:5], output, hidden, cells, gates, *given[5:9])
+    ends += (case.all_cells, False, 256, False, True)
     expected = reference.backward(*ends)
     device = stands_for_a_gpu(*inputs, piece_bytes=2 * case.batch * case.input_size * 4, pins=pins)
     with device:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import lstmvid
+from lstmvid.backends import reference, triton
 from lstmvid.backends.triton import configuration, launch, lstm_sequence_fwd, recurrence, tuning
 from lstmvid.backends.triton import lstm_sequence_kernels as kernels
 from lstmvid.backends.triton.configuration import Config
-from lstmvid.backends import reference, triton
 from lstmvid.backends.windows import Window
 from lstmvid.nn import likelihoods
 from lstmvid.testing import GPU_CASES, Case, check
