@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import struct
+
 import pytest
 import torch
 
@@ -149,6 +152,26 @@ def test_a_graph_of_the_callers_reads_pinned_frames(backend):
         graph.replay()
         torch.cuda.synchronize()
         assert all(torch.equal(a, b) for a, b in zip(captured, results(lstm, video), strict=True))
+
+
+def test_training_on_batches_in_host_memory(backend, tmp_path):
+    """The losses of batches that Lightning moves."""
+    from lstmvid.cli import main
+
+    digits = tmp_path / "train-images-idx3-ubyte"
+    images = torch.randint(0, 256, (20, 28, 28), dtype=torch.uint8).numpy().tobytes()
+    digits.write_bytes(struct.pack(">4i", 0x803, 20, 28, 28) + images)
+    arguments = ["--model.hidden_size", "64", "--model.backend", backend, "--data.digits", str(digits)]
+    arguments += ["--data.batch_size", "8", "--data.validation_sequences", "8", "--trainer.accelerator", "gpu"]
+    arguments += ["--trainer.max_steps", "4", "--trainer.validation_interval", "4", "--trainer.log_interval", "1"]
+    losses = {}
+    for stays in ("false", "true"):
+        folder = tmp_path / stays
+        assert main(["train", "--output", str(folder), *arguments, "--data.in_host_memory", stays]) == 0
+        with (folder / "metrics.csv").open(newline="") as file:
+            losses[stays] = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(losses["true"]) == 4
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["torch", "reference"])
