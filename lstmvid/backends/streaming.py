@@ -88,6 +88,11 @@ def is_elsewhere(given: Tensor, device: torch.device) -> bool:
     return given.device.type == "cpu" and device.type == "cuda"
 
 
+def are_converted(given: Tensor, h_0: Tensor) -> bool:
+    """Whether frames are floating point numbers that become operands on the way, of whatever dtype they are."""
+    return given.dtype != h_0.dtype and is_elsewhere(given, h_0.device) and given.is_floating_point()
+
+
 class _Slot:
     """A buffer on the device, since when it is free, and the pinned memory on the way to it."""
 

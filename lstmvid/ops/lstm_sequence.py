@@ -86,9 +86,9 @@ def _check(inputs, h_0, c_0, weights, lengths, steps, bias, peephole, reverse, *
     for name, tensor, shape in shapes:
         dtype = state_dtype(h_0.dtype) if name == "c_0" else h_0.dtype
         if name.startswith("inputs"):
-            streaming.check_place(f"{name} is", tensor, h_0.device, "h_0 is")
-            is_converted = streaming.is_elsewhere(tensor, h_0.device) and tensor.is_floating_point()
-            if is_converted or tensor.dtype == torch.uint8 == inputs[0].dtype:
+            if tensor.device != h_0.device:
+                streaming.check_place(f"{name} is", tensor, h_0.device, "h_0 is")
+            if streaming.are_converted(tensor, h_0) or tensor.dtype == torch.uint8 == inputs[0].dtype:
                 dtype = tensor.dtype
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise ValueError(f"{name} must be {shape} of {dtype}, got {tuple(tensor.shape)} of {tensor.dtype}")
@@ -266,7 +266,8 @@ def lstm_sequence(
         BackendUnavailable: the backend that was named cannot run this call; the message says why.
     """
     for x in inputs:
-        streaming.check_place("inputs are", x, h_0.device, "the states are")
+        if x.device != h_0.device:
+            streaming.check_place("inputs are", x, h_0.device, "the states are")
     groups, layers, batch, size = h_0.shape
     first = weights[0][0]
     reverse = [False] * groups if reverse is None else list(reverse)
