@@ -10,6 +10,7 @@ import torch
 
 import lstmvid
 from lstmvid.backends import Request, streaming, unavailable
+from lstmvid.ops import frame_loss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
 
@@ -172,6 +173,17 @@ def test_training_on_batches_in_host_memory(backend, tmp_path):
             losses[stays] = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert len(losses["true"]) == 4
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["triton", "reference"])
+def test_frame_loss(name):
+    hidden, weight = (torch.randn(size, device="cuda", requires_grad=True) for size in ((9, 5, 40), (70, 40)))
+    target, found = torch.randint(0, 256, (9, 5, 70), dtype=torch.uint8), []
+    for place in (target.cuda(), target, target.pin_memory()):
+        loss = frame_loss(hidden, weight, None, place, backend=name)
+        found.append([loss, *torch.autograd.grad(loss, [hidden, weight])])
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
 
 
 @pytest.mark.parametrize("name", ["torch", "reference"])
