@@ -46,7 +46,7 @@ struct Backward {
   void prepare(int64_t block) const {
     const int64_t unit = block * 4 * kV, hidden = p.hidden;
     if (block == 0) clear_padding(slot(0), 2 * slot_rows, 4 * hidden, stride);
-    pack_columns(p.weight_hh, 4 * hidden, block, packed);
+    if (!p.packed) pack_columns(p.weight_hh, 4 * hidden, block, packed);
     const int64_t end = unit + 4 * kV < hidden ? unit + 4 * kV : hidden;
     for (int64_t u = unit; u < end; u += kV) {
       const int count = lanes(u);

@@ -40,7 +40,7 @@ struct Forward {
     const int64_t unit = block * kV, hidden = p.hidden;
     if (block == 0) clear_padding(slot(0), 2 * slot_rows, blocks * kV, stride);
     const int count = lanes(unit);
-    if (p.weight_hh != nullptr) pack_rows(p.weight_hh, hidden, block, packed);
+    if (p.weight_hh != nullptr && !p.packed) pack_rows(p.weight_hh, hidden, block, packed);
     for (int64_t b = 0; b < p.batch; ++b) {
       const int64_t at = b * hidden + unit;
       store(slot(0) + b * stride + unit, load(static_cast<const Stored*>(p.h_0) + at, count), kV);
