@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .backends import streaming
 from .backends.frames import as_operand
 from .ops import LayerWeights, LSTMResult, autocast_dtype, lstm_sequence
 
@@ -34,7 +35,9 @@ def lstm(
     """A stack of LSTM layers over a whole sequence, with or without input.
 
     Args:
-        input: frames `(T, B, D)`, `uint8` scaled by 1/255 on the fly; or None to run `steps` steps without input.
+        input: frames `(T, B, D)`, `uint8` scaled by 1/255 on the fly; or None to run `steps` steps without input. Where
+            the others are on a GPU it may lie in host memory, pinned or not: the backends `cuda` and `triton` then
+            bring it a window of time at a time, and the others as a whole. It has no gradient there.
         state: `(h_0, c_0)`, each `(L, B, H)`.
         weights: a flat list in `torch.nn.LSTM`'s order, for each layer `weight_ih (4H, D)`, `weight_hh (4H, H)` and,
             if there are biases, `bias_ih`, `bias_hh (4H,)`. Without input the first layer has no `weight_ih`.
@@ -52,7 +55,7 @@ def lstm(
         `output (T, B, H)`, `(h_n, c_n)` each `(L, B, H)`, and the cell states if asked for.
 
     Raises:
-        ValueError, TypeError: an argument has the wrong shape, dtype or number of elements.
+        ValueError, TypeError: an argument has the wrong shape, dtype, number of elements or device.
         BackendUnavailable: the backend that was named can't run this call.
     """
     h_0, c_0 = state
@@ -100,10 +103,9 @@ def _check(input: Tensor | None, h_0: Tensor, c_0: Tensor, steps: int | None) ->
         return steps
     if input.dim() != 3 or input.size(1) != h_0.size(1):
         raise ValueError(f"input must be (T, {h_0.size(1)}, D) to match the state, got {tuple(input.shape)}")
-    if input.dtype not in (torch.uint8, h_0.dtype) and autocast_dtype(input.device.type) is None:
+    if input.dtype not in (torch.uint8, h_0.dtype) and autocast_dtype(h_0.device.type) is None:
         raise TypeError(f"input has dtype {input.dtype}, the state has {h_0.dtype}")
-    if input.device != h_0.device:
-        raise ValueError(f"input is on {input.device}, the state on {h_0.device}")
+    streaming.check_place("input is", input, h_0.device, "the state is")
     if steps is not None and steps != input.size(0):
         raise ValueError(f"steps is {steps}, but input has {input.size(0)} frames")
     if input.size(0) == 0:

@@ -37,6 +37,8 @@ GPU_CASES: dict[str, dict] = {
     "more groups than a launch takes": {"groups": 9, "hidden_size": 20},
     "ragged": {"lengths": (5, 1, 3), "num_layers": 2, "peephole": True, "hidden_size": 50},
     "ragged, reverse, with an empty one": {"lengths": (0, 4, 2), "reverse": (True,), "num_layers": 2},
+    "pixels, first step without a frame": {"pixels": True, "blind": True, "num_layers": 2},
+    "first step without a frame, two directions": {"blind": True, "groups": 2, "reverse": (False, True)},
     "all cells": {"all_cells": True, "num_layers": 2, "peephole": True},
     "all cells, ragged, reverse": {"all_cells": True, "lengths": (2, 5, 3), "reverse": (True,), "peephole": True},
 }

@@ -31,16 +31,20 @@ class Frames(NamedTuple):
     reverse: bool
     dtype: torch.dtype
 
-    def seen(self, time: slice) -> tuple[slice, Tensor]:
-        """Of a stretch of time: which of its steps see a frame, and these frames [n, B, D]."""
+    def places(self, time: slice) -> tuple[slice, slice]:
+        """Of a stretch of time: which of its steps see a frame, and where these frames are in `given`."""
         if self.given.size(0) == self.steps:
-            return slice(0, time.stop - time.start), as_operand(stretch(self.given, time), self.dtype)
+            return slice(0, time.stop - time.start), time
         if self.reverse:  # the last step runs first
             stop = min(time.stop, self.steps - 1)
-            return slice(0, stop - time.start), as_operand(self.given[time.start : stop], self.dtype)
+            return slice(0, stop - time.start), slice(time.start, stop)
         blind = int(time.start == 0)
-        frames = self.given[time.start - 1 + blind : time.stop - 1]
-        return slice(blind, time.stop - time.start), as_operand(frames, self.dtype)
+        return slice(blind, time.stop - time.start), slice(time.start - 1 + blind, time.stop - 1)
+
+    def seen(self, time: slice) -> tuple[slice, Tensor]:
+        """Of a stretch of time: which of its steps see a frame, and these frames [n, B, D]."""
+        rows, places = self.places(time)
+        return rows, as_operand(stretch(self.given, places), self.dtype)
 
     def whole(self) -> Tensor:
         """[T, B, D]: what every step sees, zeros for nothing."""

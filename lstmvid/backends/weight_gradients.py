@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .dense import add_weight_gradient
 from .layers import Weights
+from .streaming import Reader, input_weight_gradient
 from .windows import Origins
 
 CHUNK_BYTES = 64 << 20  # of the products that a reduction adds up, at a time
@@ -21,11 +22,12 @@ CHUNK_BYTES = 64 << 20  # of the products that a reduction adds up, at a time
 class Saved(NamedTuple):
     """What there is beside the gradients of one layer's gates in a window of n steps.
 
-    x [n, B, D] or None; cells [n, B, H] and c_0 [B, H], that the window starts from; output [T, B, H] of all steps, and
-    which of it the window's steps started from.
+    x: what the layer reads, or None, and the window's time; cells [n, B, H] and c_0 [B, H], that the window starts
+    from; output [T, B, H] of all steps, and which of it the window's steps started from.
     """
 
-    x: Tensor | None
+    x: Reader | None
+    time: slice
     cells: Tensor
     c_0: Tensor
     output: Tensor
@@ -80,7 +82,9 @@ def weight_gradients(
     vectors: Callable[[Weights, Tensor, Saved, bool], list[Tensor]] = vector_gradients,
 ) -> list[Tensor]:
     """In the operator's order, those that the layer has; `grad_gates` [n, B, 4H]. `vectors`: who reduces."""
-    gradients = [] if saved.x is None else [add_weight_gradient(None, grad_gates, saved.x)]
+    gradients = []
+    if saved.x is not None:
+        gradients.append(input_weight_gradient(grad_gates, saved.x, saved.time, saved.cells.dtype))
     gradients.append(hidden_gradient(grad_gates, saved.output, saved.origins))
     return gradients + vectors(weights, grad_gates, saved, reverse)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backends import streaming
 from ..functional import as_frames
 from ..ops import autocast_dtype
 from .composite import FusedComposite
@@ -72,7 +73,8 @@ class SequenceClassifier(nn.Module):
         """Logits `(T, B, C)` of `x (T, B, D)` or `(T, B, *frame_shape)`; both batch first if the classifier is.
 
         Raises:
-            ValueError: `x` has another number of features, or no frame.
+            ValueError: `x` has another number of features, or no frame, or lies elsewhere; in host memory it may (see
+                `lstmvid.functional.lstm`), if the classifier is on a GPU.
             TypeError: `x` is neither `uint8` nor of the classifier's dtype.
         """
         if x.dim() < 3 or x.shape[2:].numel() != self.input_size:
@@ -81,7 +83,8 @@ class SequenceClassifier(nn.Module):
         if x.size(0) == 0:
             raise ValueError(f"x must have at least one frame, got an empty sequence {tuple(x.shape)}")
         dtype = self.head.weight.dtype
-        if x.dtype not in (torch.uint8, dtype) and autocast_dtype(x.device.type) is None:
+        streaming.check_place("x is", x, self.head.weight.device, "the classifier is")
+        if x.dtype not in (torch.uint8, dtype) and autocast_dtype(self.head.weight.device.type) is None:
             raise TypeError(f"x must be uint8 or the classifier's {dtype}, got {x.dtype}")
         if self.training and self.input_dropout:
             x = F.dropout(as_frames(x, dtype), self.input_dropout)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..functional import as_frames
+from ..backends import streaming
 from ..ops import autocast_dtype
 from .decoders import DecoderRun, run_closed_loop, run_decoders
-from .likelihoods import LIKELIHOODS
+from .likelihoods import LIKELIHOODS, loss_of_frames
 from .stack import LSTMStack, State
 
 DECODERS = ("unconditional", "conditional", None)
@@ -126,7 +126,8 @@ class FusedComposite(nn.Module):
         """Encode `frames`, reconstruct them, and predict what follows.
 
         Args:
-            frames: `(T_in, B, *frame_shape)`, or batch first; `uint8` is scaled by 1/255.
+            frames: `(T_in, B, *frame_shape)`, or batch first; `uint8` is scaled by 1/255. For a model on a GPU frames
+                and targets may lie in host memory (see `lstmvid.functional.lstm`).
             targets: the true future frames `(T_out, B, *frame_shape)`: the prediction is scored against them, and a
                 conditional predictor sees them (teacher forcing).
             predict_steps: without targets, number of frames to generate; a conditional predictor sees its own output.
@@ -134,7 +135,7 @@ class FusedComposite(nn.Module):
                 instead of the true frame (scheduled sampling; 1.0 is free-running). Gradients flow through it.
 
         Raises:
-            ValueError: a shape, a range or a combination is wrong.
+            ValueError: a shape, a range, a device or a combination is wrong.
             TypeError: frames are neither `uint8` nor of the model's dtype.
         """
         x = self._flatten(frames, "frames")
@@ -232,7 +233,7 @@ class FusedComposite(nn.Module):
         return self.encoder(x, self.encoder.zero_state(x.size(1)))[1]
 
     def _loss(self, z: Tensor, frames: Tensor) -> Tensor:
-        return self.likelihood.loss(z, as_frames(frames, z.dtype))
+        return loss_of_frames(self.likelihood, z, frames)
 
     def _decode(
         self, state: State, x: Tensor | None, steps: int, truth: Tensor | None, feedback: float
@@ -256,7 +257,7 @@ class FusedComposite(nn.Module):
             if is_conditional and (truth is None or feedback > 0):
                 own = None
                 if truth is not None and feedback < 1:
-                    own = torch.rand(steps - 1, state[0].size(1), device=truth.device) < feedback
+                    own = torch.rand(steps - 1, state[0].size(1), device=state[0].device) < feedback
                 z[1] = run_closed_loop(run, self.prediction_head, self.likelihood, own)
             else:
                 runs.append(run)
@@ -285,9 +286,8 @@ class FusedComposite(nn.Module):
         if x.size(0) == 0:
             raise ValueError(f"{name} must have at least one frame, got an empty sequence {tuple(frames.shape)}")
         weight = self.encoder.weight_hh_l0
-        if frames.device != weight.device:
-            raise ValueError(f"{name} are on {frames.device}, the model is on {weight.device}")
-        if frames.dtype not in (torch.uint8, weight.dtype) and autocast_dtype(frames.device.type) is None:
+        streaming.check_place(f"{name} are", frames, weight.device, "the model is")
+        if frames.dtype not in (torch.uint8, weight.dtype) and autocast_dtype(weight.device.type) is None:
             raise TypeError(f"{name} must be uint8 or the model's {weight.dtype}, got {frames.dtype}")
         return x
 

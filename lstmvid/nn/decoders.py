@@ -82,7 +82,7 @@ def run_closed_loop(run: DecoderRun, head: nn.Linear, likelihood: Likelihood, ow
     drops = stack.training and stack.dropout > 0 and stack.num_layers > 1
     if drops or not serves_closed_loop(stack.backend):
         return _run_step_by_step(run, head, likelihood, own)
-    truth = None if own is None else as_frames(run.seen[:-1], head.weight.dtype)
+    truth = None if own is None else as_frames(run.seen[:-1].to(state[0].device), head.weight.dtype)
     said, first = [], None
     if run.copy_state:
         said.append(head(state[0][-1])[None])
@@ -108,7 +108,9 @@ def run_closed_loop(run: DecoderRun, head: nn.Linear, likelihood: Likelihood, ow
 def _next_frame(z: Tensor, likelihood: Likelihood, step: int, truth: Tensor | None, own: Tensor | None) -> Tensor:
     """What the step after `step` sees, `(B, D)`."""
     frame = likelihood.mean(z)
-    return frame if own is None else torch.where(own[step].unsqueeze(-1), frame, as_frames(truth[step], frame.dtype))
+    if own is None:
+        return frame
+    return torch.where(own[step].unsqueeze(-1), frame, as_frames(truth[step].to(z.device), frame.dtype))
 
 
 def _run_step_by_step(run: DecoderRun, head: nn.Linear, likelihood: Likelihood, own: Tensor | None) -> Tensor:

@@ -10,6 +10,12 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..backends import streaming
+from ..functional import as_frames
+
+WINDOW_BYTES = 64 << 20  # of z, whose frames come from host memory at a time
 
 
 class Likelihood(Protocol):
@@ -64,3 +70,22 @@ class Rectified(Gaussian):
 
 
 LIKELIHOODS: dict[str, Likelihood] = {"bernoulli": Bernoulli(), "gaussian": Gaussian(), "rectified": Rectified()}
+
+
+def loss_of_frames(likelihood: Likelihood, z: Tensor, frames: Tensor) -> Tensor:
+    """`likelihood.loss` against frames `(T, B, D)`, `uint8` or not, where `z` is or in host memory.
+
+    From there they come a window of time at a time, and once more in backward: they are never all on the device.
+    """
+    if not streaming.is_elsewhere(frames, z.device):
+        return likelihood.loss(z, as_frames(frames, z.dtype))
+
+    def of_window(z: Tensor, frames: Tensor) -> Tensor:
+        return likelihood.loss(z, as_frames(frames.to(z.device), z.dtype)) * (z.size(0) / steps)
+
+    steps = z.size(0)
+    length = max(WINDOW_BYTES // max(z[:1].numel() * z.element_size(), 1), 1)
+    windows = zip(z.split(length), frames.split(length), strict=True)
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    losses = [checkpoint(of_window, *window, **options) for window in windows]
+    return torch.stack(losses).sum()

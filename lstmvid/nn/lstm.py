@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .. import backends
-from ..backends import Request
+from ..backends import Request, streaming
 from ..ops import LayerWeights, autocast_dtype, in_function_transform, lstm_sequence
 
 State = tuple[Tensor, Tensor]
@@ -27,6 +27,9 @@ class LSTM(nn.LSTM):
             raises `lstmvid.BackendUnavailable` with the reason.
         recompute: whether backward reads saved gates (`"none"`), computes them again (`"gates"`), or does so where
             they would take more than an eighth of the device's memory (`"auto"`).
+
+    On a GPU the backends `cuda` and `triton` take an input in host memory too, pinned or not, and bring it a window of
+    time at a time; then it can't require a gradient.
 
     The other arguments, the shapes and the errors are `torch.nn.LSTM`'s. Inside a `torch.func` transform and under
     `torch.jit.trace`, `"auto"` takes plain torch code or `torch.nn.LSTM`'s own path (docs/drop-in.md).
@@ -107,6 +110,8 @@ class LSTM(nn.LSTM):
             data, sizes = input, (*input.shape[:-1], 1)[:2]
             steps, batch = reversed(sizes) if self.batch_first and input.dim() == 3 else sizes
         device = data.device.type
+        if not packed and (weight := self._flat_weights[0]) is not None and streaming.is_elsewhere(data, weight.device):
+            device = weight.device.type
         request = Request(
             device=device,
             dtype=autocast_dtype(device) or data.dtype,
@@ -138,8 +143,12 @@ class LSTM(nn.LSTM):
         batched = input.dim() == 3
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
+        weight = weights[0].weight_hh
+        streams = backend in streaming.STREAMING and streaming.is_elsewhere(input, weight.device)
+        if streams:
+            streaming.check_place("input is", input, weight.device, "the LSTM is")
         if hx is None:
-            hx = self._zero_state(input, input.size(0 if self.batch_first else 1))
+            hx = self._zero_state(weight if streams else input, input.size(0 if self.batch_first else 1))
         else:
             expected = 3 if batched else 2
             if hx[0].dim() != expected or hx[1].dim() != expected:
@@ -151,7 +160,7 @@ class LSTM(nn.LSTM):
             if not batched:
                 hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         self.check_forward_args(input, hx, None)
-        hx = self._operands(input, hx, weights[0].weight_hh)
+        hx = self._operands(weight if streams else input, hx, weight)
         if input.size(1 if self.batch_first else 0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         output, hidden = self._run(input.transpose(0, 1) if self.batch_first else input, hx, None, weights, backend)

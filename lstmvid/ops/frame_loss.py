@@ -5,7 +5,8 @@ Shapes: `T` frames a sequence, `B` batch, `H` hidden units, `D` values of a fram
     lstmvid::frame_loss
       hidden      [T, B, H]    the decoder's top layer
       weight      [D, H]       bias [D] or none: the head, logits z = W h + b
-      target      [T, B, D]    of hidden's dtype, or uint8, which is scaled by 1/255
+      target      [T, B, D]    of hidden's dtype, or uint8, which is scaled by 1/255; for a GPU it may lie in host
+                               memory, from where it comes a chunk at a time
       likelihood  "bernoulli" | "gaussian" | "rectified", as in `lstmvid/nn/likelihoods.py`
       save        compute the gradients, too: there is nothing else that backward needs, and the logits aren't kept
       chunk       frames of each sequence at a time, of which there is the gradient of the logits in memory
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import BackendUnavailable, Request, reference
+from ..backends import BackendUnavailable, Request, reference, streaming
 from .autograd import register_autograd
 from .lstm_sequence import autocast_dtype, state_dtype
 
@@ -56,7 +57,7 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, 
     for name, tensor, shape in shapes:
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must be {shape} to match the others, got {tuple(tensor.shape)}")
-        if tensor.device != hidden.device:
+        if tensor.device != hidden.device and not (name == "target" and streaming.is_elsewhere(target, hidden.device)):
             raise ValueError(f"{name} is on {tensor.device}, hidden on {hidden.device}")
         if tensor.dtype != hidden.dtype and not (name == "target" and tensor.dtype == torch.uint8):
             raise TypeError(f"{name} must be {hidden.dtype}, got {tensor.dtype}")
@@ -154,8 +155,9 @@ def frame_loss(
     """Negative log-likelihood of `target` in nats up to a constant: sum over a frame, mean over frames and batch.
 
     `hidden` (T, B, H) is a decoder's top layer, `weight` (D, H) and `bias` (D,) its head, `target` (T, B, D) the true
-    frames, `uint8` scaled by 1/255. The same as `nn.Linear` and a `Likelihood`'s loss, but the logits of all frames are
-    never in memory. A scalar in the state dtype, differentiable but for `target`.
+    frames, `uint8` scaled by 1/255, in host memory or where the others are. The same as `nn.Linear` and
+    a `Likelihood`'s loss, but the logits of all frames are never in memory. A scalar in the state dtype, differentiable
+    but for `target`.
 
     Raises:
         ValueError, TypeError: a shape, device, dtype or the likelihood is wrong; names the argument.

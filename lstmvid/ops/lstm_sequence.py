@@ -5,7 +5,9 @@ size that run at the same time: two decoders, or the two directions of a bidirec
 
     lstmvid::lstm_sequence
       inputs     0 (no input), 1 (shared by the groups) or G tensors [T, B, D]; or [T-1, B, D]: then the step that runs
-                 first sees nothing, and the others one frame each. uint8 is scaled by 1/255
+                 first sees nothing, and the others one frame each. uint8 is scaled by 1/255. For a GPU they may lie
+                 in host memory (cuda and triton bring them a window at a time), in any floating dtype; then they have
+                 no gradient
       h_0, c_0   [G, L, B, H]; c_0 in the state dtype (float32 for half precision operands, else the operands')
       weights    for each group and layer: [weight_ih [4H, D]] weight_hh [4H, H] [bias [4H]] [peephole [3H]]
       lengths    [B] int64: steps of each sequence; the padding behind is never run
@@ -32,8 +34,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import Request, reference
-from ..backends.frames import Frames
+from ..backends import Request, reference, streaming
 from ..backends.memory import recomputes
 from ..backends.windows import MIN_STEPS
 from .autograd import register_autograd
@@ -81,7 +82,11 @@ def _check(inputs, h_0, c_0, weights, lengths, steps, bias, peephole, reverse, *
             f"weights and {groups} directions, got {len(inputs)}, {len(weights)} and {len(reverse)}"
         )
     frame = (steps - is_blind, batch, features)
-    _check_each("inputs[{}]", inputs, [frame] * len(inputs), (h_0.dtype, torch.uint8))
+    for index, x in enumerate(inputs):
+        if x.device != h_0.device:
+            streaming.check_place(f"inputs[{index}] is", x, h_0.device, "h_0 is")
+        dtype = x.dtype if streaming.are_converted(x, h_0) else h_0.dtype
+        _check_each(f"inputs[{index}]", [x], [frame], (dtype, torch.uint8))
     _check_each("c_0", [c_0], [h_0.shape], (state_dtype(h_0.dtype),))
     _check_each("weights[{}]", weights, expected, (h_0.dtype,))
     if lengths is not None and (tuple(lengths.shape) != (batch,) or lengths.dtype != torch.int64):
@@ -133,8 +138,9 @@ def _fake_forward(
 def _fake_backward(*args):
     inputs, h_0, c_0, weights = args[4:8]
     need_inputs, need_weights = args[-3:-1]
-    wanted = [h_0, c_0, *(inputs if need_inputs else []), *(weights if need_weights else [])]
-    return [tensor.new_empty(tensor.shape) for tensor in wanted]
+    of_inputs = [h_0.new_empty(x.shape) for x in inputs if need_inputs]
+    of_others = [tensor.new_empty(tensor.shape) for tensor in (h_0, c_0, *(weights if need_weights else []))]
+    return [*of_others[:2], *of_inputs, *of_others[2:]]
 
 
 def _setup_forward(ctx, inputs, output) -> None:
@@ -256,13 +262,18 @@ def lstm_sequence(
 
     `weights[group][layer]`; `c_0` and the returned `c_n` may have the operands' dtype or the state dtype, and `c_n`
     comes back in that of `c_0`. Shapes are the caller's to check: this is the layer under the public functions. `uint8`
-    inputs, and those of a frame less than `steps`, become what the steps see without a copy of the whole on `cpu`.
+    inputs, those of a frame less than `steps`, and those in host memory for a GPU become what the steps see a window at
+    a time on `cpu`, `cuda` and `triton`; the others make them whole.
 
     Inside a `torch.func` transform and under `torch.jit.trace` plain torch code runs, without the operator.
 
     Raises:
+        ValueError: inputs lie elsewhere, or in host memory with a gradient to ask for.
         BackendUnavailable: the backend that was named cannot run this call; the message says why.
     """
+    for x in inputs:
+        if x.device != h_0.device:
+            streaming.check_place("inputs are", x, h_0.device, "the states are")
     groups, layers, batch, size = h_0.shape
     first = weights[0][0]
     reverse = [False] * groups if reverse is None else list(reverse)
@@ -272,7 +283,6 @@ def lstm_sequence(
     cell_dtype = c_0.dtype
     cast = autocast_dtype(device) or h_0.dtype
     h_0, flat = h_0.to(cast), [w if w.dtype == cast else w.to(cast) for w in flat]
-    frames = [x if x.dtype in (cast, torch.uint8) else x.to(cast) for x in inputs]
     request = Request(
         device=device,
         dtype=h_0.dtype,
@@ -291,9 +301,7 @@ def lstm_sequence(
         traced=torch.jit.is_tracing(),
     )
     name = backends.resolve(backend, request)
-    if name not in ("cpu", "reference"):  # which read them where they are
-        each = frames * groups if frames and len(frames) < groups and len(frames[0]) < steps else frames
-        frames = [Frames(x, steps, back, cast).whole() for x, back in zip(each, reverse, strict=False)]
+    frames = streaming.inputs_for(name, inputs, steps, reverse, cast, h_0.device)
     if name == "torch":
         result = backends.torch.forward(frames, h_0, c_0, weights, steps, reverse)
         return LSTMResult(result[0], result[1], result[2].to(cell_dtype), None)

@@ -83,6 +83,7 @@ class DataConfig(Section):
         frame_size: of Moving MNIST: side of a frame in pixels.
         step_length: of Moving MNIST: distance that a digit moves a frame, as a fraction of its range.
         workers: processes that make batches beside the training process.
+        in_host_memory: leave batches there, from where a model on a GPU reads them a window of time at a time.
     """
 
     source: str = choice(MOVING_MNIST, *source_names())
@@ -101,6 +102,7 @@ class DataConfig(Section):
     frame_size: int = integer(64, 28)
     step_length: float = number(0.1, 0)
     workers: int = integer(0, 0)
+    in_host_memory: bool = flag(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

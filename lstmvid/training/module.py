@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -89,6 +90,10 @@ class SequencesModule(BatchesModule):
     def validation_sequences(self) -> int:
         """How many there are of those that the settings want."""
         return available(self.streams.validation, self.data.validation_sequences)
+
+    def transfer_batch_to_device(self, batch: Tensor, device: torch.device, dataloader_idx: int) -> Tensor:
+        """Move a batch, unless it is to stay in host memory."""
+        return batch if self.data.in_host_memory else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def train_dataloader(self) -> DataLoader:
         """Batches that continue where the run stands."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lstmvid import BackendUnavailable, testing
-from lstmvid.backends import reference
+from lstmvid.backends import reference, streaming
 from lstmvid.nn.likelihoods import LIKELIHOODS
 from lstmvid.ops import frame_loss
 
@@ -223,3 +223,33 @@ def test_backward_needs_what_was_saved():
     loss = torch.ops.lstmvid.frame_loss(*given.values(), "gaussian", False, 1, "reference")[0]
     with pytest.raises(RuntimeError, match="save=False"):
         loss.backward()
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_targets_in_host_memory(backend, as_bytes, monkeypatch):
+    """A chunk at a time, with and without gradients: the loss and the gradients of targets on the device."""
+    *tensors, target = draw(SIZES["odd"], torch.float32, "bernoulli", as_bytes=as_bytes)
+    target = target if as_bytes else target.float()
+
+    def loss(*arguments):
+        return frame_loss(*arguments, backend=backend)
+
+    expected = results(tensors, target, "bernoulli", torch.float32, loss)
+    monkeypatch.setattr(sys.modules["lstmvid.ops.frame_loss"], "CHUNK_ROWS", 1)
+    monkeypatch.setattr(streaming, "is_elsewhere", lambda given, _: given.data_ptr() == target.data_ptr())
+    actual = results(tensors, target, "bernoulli", torch.float32, loss)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        alone = loss(*(tensor.float() for tensor in tensors), target, "bernoulli")
+    torch.testing.assert_close(alone.double(), expected["loss"], rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_mixes_devices():
+    """On the device "meta", which keeps no values, and with targets in host memory."""
+    hidden, weight, bias = (torch.empty(size, device="meta") for size in ((4, 3, 6), (5, 6), (5,)))
+    target = torch.randint(0, 256, (4, 3, 5), dtype=torch.uint8)
+    found = reference.frame_loss(hidden, weight, bias, target, "gaussian", True, 2)
+    assert all(tensor.is_meta for tensor in found)
+    with pytest.raises(ValueError, match="target is on cpu, hidden on meta"):
+        frame_loss(hidden, weight, bias, target)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
@@ -16,6 +17,7 @@ from lstmvid.training.data import (
     batch_index,
     sequences,
 )
+from lstmvid.training.module import SequencesModule
 
 
 def test_ranks_and_steps_share_no_batch():
@@ -34,6 +36,13 @@ class Indices:
 
     def batch(self, index: int, batch_size: int) -> torch.Tensor:
         return torch.tensor([index, batch_size])
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_where_a_batch_goes(stays):
+    module = SequencesModule(DataConfig(in_host_memory=stays), batch_size=2, seed=0)
+    moved = module.transfer_batch_to_device(torch.zeros(3, 2, 1, 64, 64), torch.device("meta"), 0)
+    assert moved.device.type == ("cpu" if stays else "meta")
 
 
 def test_training_goes_on_where_it_stopped_with_any_number_of_workers():

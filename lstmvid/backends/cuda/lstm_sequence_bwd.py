@@ -17,6 +17,7 @@ from ... import _native
 from ..dense import input_gradient_into, products_in_tf32
 from ..layers import Weights, layer_weights
 from ..recompute import preactivations_into
+from ..streaming import Reader, outputs_read, readers
 from ..weight_gradients import Saved, Totals, gradients_of_nothing, weight_gradients
 from ..windows import Window, origins, windows
 from . import wavefront
@@ -27,7 +28,7 @@ from .wavefront import Seeds, Stack
 class _Layer(NamedTuple):
     """One layer of the groups of one launch; states [g, B, H], sequences [g, T, B, ...]; g may be strided."""
 
-    inputs: list[Tensor | None]  # of each group [T, B, D] or none
+    inputs: list[Reader]  # of each group, or none
     weights: list[Weights]
     reverse: list[bool]
     h_0: Tensor
@@ -106,10 +107,11 @@ class _Windows:
         return layer.cells[group, time.stop if layer.reverse[group] else time.start - 1]
 
     def _project(self, group: int, window: Window, time: slice) -> None:
-        layer, x = self.layer, self.layer.inputs[group]
+        layer = self.layer
+        x = layer.inputs[group] if layer.inputs else None
         origin = origins(layer.h_0[group], self.lengths, window, self.steps, layer.reverse[group])
         z = self.gates[group, : time.stop - time.start]
-        preactivations_into(z, None if x is None else x[time], layer.output[group], layer.weights[group], origin)
+        preactivations_into(z, x, time, layer.output[group], layer.weights[group], origin)
 
 
 def _pieces(layer: _Layer, parts: list[Window], lengths: Tensor | None, how: How) -> Iterator[_Piece]:
@@ -139,20 +141,20 @@ def _pieces(layer: _Layer, parts: list[Window], lengths: Tensor | None, how: How
         last = steps - part.first + (part.first == 0)
         launch("bwd", call, Window(steps - part.end, last), address, how.target)
         for group, time in enumerate(times):
-            x, back = layer.inputs[group], layer.reverse[group]
+            x, back = layer.inputs[group] if layer.inputs else None, layer.reverse[group]
             if again is not None:
                 cells, c_0 = again.cells_of(group, time)
             else:
                 cells, c_0 = layer.cells[group], layer.c_0[group]
             origin = origins(layer.h_0[group], lengths, part, steps, back)
-            saved = Saved(None if x is None else x[time], cells, c_0, layer.output[group], origin)
+            saved = Saved(x, time, cells, c_0, layer.output[group], origin)
             yield _Piece(group, time, grad_gates[group, : part.end - part.first], saved)
 
 
 class _Call(NamedTuple):
     """Arguments, contiguous, and the gradients that they leave room for; shapes as in the operator's schema."""
 
-    inputs: list[Tensor]
+    inputs: list[Reader]  # of each group, or none
     weights: list[Weights]
     lengths: Tensor | None
     reverse: list[bool]
@@ -195,15 +197,12 @@ def _layers_side_by_side(call: _Call, window: int, how: How) -> None:
 def _layer_by_layer(call: _Call, how: How) -> None:
     """Fill in the gradients: as many groups in each launch as the plan says."""
     groups, layers = call.h_0.shape[:2]
-    is_shared = groups > 1 and len(call.inputs) == 1
+    is_shared = len(call.grad_inputs) < groups
     grad_y = call.seeds.output
     # Of one layer after the other: the gradients of the hidden states that it had as input.
     below = torch.empty_like(call.output) if layers > 1 else None
     for index in reversed(range(layers)):
-        if index:
-            xs: list[Tensor | None] = list(call.hidden[:, index - 1].unbind(0))
-        else:
-            xs = [call.inputs[0 if is_shared else group] if call.inputs else None for group in range(groups)]
+        xs = outputs_read(call.hidden[:, index - 1].unbind(0), call.reverse) if index else call.inputs
         y = call.output if index == layers - 1 else call.hidden[:, index]
         for together in how.launches(groups):
             part = (together, index)
@@ -229,8 +228,9 @@ def _layer_by_layer(call: _Call, how: How) -> None:
                 if index:
                     input_gradient_into(below[group, piece.times], piece.grad_gates, weight.weight_ih)
                 elif call.grad_inputs:
-                    target = call.grad_inputs[0 if is_shared else group][piece.times]
-                    input_gradient_into(target, piece.grad_gates, weight.weight_ih, add=is_shared)
+                    rows, places = xs[group].frames.places(piece.times)
+                    target = call.grad_inputs[0 if is_shared else group][places]
+                    input_gradient_into(target, piece.grad_gates[rows], weight.weight_ih, add=is_shared)
         grad_y = below
 
 
@@ -268,9 +268,10 @@ def backward(
     found = None if recompute or lengths is not None else choose_wavefront(h_0, steps, backward=True)
     how = choose(h_0, backward=True, in_parts=len(parts) > 1) if found is None else found[1]
     # Several groups add up the gradient of an input that they share.
-    room = torch.zeros_like if groups > 1 and len(inputs) == 1 else torch.empty_like
+    room = h_0.new_zeros if groups > 1 and len(inputs) == 1 else h_0.new_empty
+    xs, lanes = readers(inputs, groups, steps, reverse, h_0)
     call = _Call(
-        inputs=[x.contiguous() for x in inputs],
+        inputs=xs,
         weights=layer_weights(weights, bool(inputs), layers, bias, peephole),
         lengths=lengths,
         reverse=list(reverse),
@@ -283,7 +284,7 @@ def backward(
         has_all_cells=all_cells or not recompute,
         seeds=Seeds(*seeds),
         parts=parts,
-        grad_inputs=[room(x, memory_format=torch.contiguous_format) for x in inputs] if need_inputs else [],
+        grad_inputs=[room(x.shape) for x in inputs] if need_inputs else [],
         grad_h_0=torch.empty_like(h_0, memory_format=torch.contiguous_format),
         grad_c_0=torch.empty_like(c_0, memory_format=torch.contiguous_format),
         totals=Totals(groups * layers, len(parts) > 1 or found is not None, c_0.dtype) if need_weights else None,
@@ -293,5 +294,7 @@ def backward(
             _layer_by_layer(call, how)
         else:
             _layers_side_by_side(call, *found)
+    for lane in lanes:
+        lane.finish()
     grad_weights = [] if call.totals is None else call.totals.flat(h_0.dtype)
     return call.grad_inputs, call.grad_h_0, call.grad_c_0, grad_weights

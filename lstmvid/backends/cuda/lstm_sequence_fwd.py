@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ... import _native
-from ..dense import linear_into, products_in_tf32
+from ..dense import products_in_tf32
 from ..layers import Weights, layer_weights
+from ..streaming import Reader, outputs_read, project_into, readers
 from ..windows import Window, even_windows, windows
 from . import wavefront
 from .recurrence import How, arguments, choose, choose_wavefront, launch, workspace
@@ -25,7 +26,7 @@ from .wavefront import Stack
 class _Layer(NamedTuple):
     """One layer of the groups of one launch; states [g, B, H], sequences [g, T, B, ...]; g may be strided."""
 
-    inputs: list[Tensor]  # of each group [T, B, D], or none
+    inputs: list[Reader]  # of each group, or none
     weights: list[Weights]
     reverse: list[bool]
     h_0: Tensor
@@ -76,7 +77,7 @@ def _run(layer: _Layer, parts: list[Window], lengths: Tensor | None, how: How) -
         if projection is not None:
             times = [part.times(steps, back) for back in layer.reverse]
             for group, (x, weights, time) in enumerate(zip(layer.inputs, layer.weights, times, strict=True)):
-                linear_into(projection[group, : part.end - part.first], x[time], weights.weight_ih, weights.bias)
+                project_into(projection[group, : part.end - part.first], x, time, weights)
             skipped = [time.start * batch * 4 * size for time in times]
             call["projection"] = _native.group_addresses(projection, groups, skipped)
         launch("fwd", call, part, address, how.target)
@@ -85,7 +86,7 @@ def _run(layer: _Layer, parts: list[Window], lengths: Tensor | None, how: How) -
 class _Call(NamedTuple):
     """Arguments, contiguous, and the results that they leave room for; shapes as in the operator's schema."""
 
-    inputs: list[Tensor]
+    inputs: list[Reader]  # of each group, or none
     weights: list[Weights]
     lengths: Tensor | None
     reverse: list[bool]
@@ -132,7 +133,7 @@ def _layers_side_by_side(call: _Call, window: int, how: How) -> None:
 def _layer_by_layer(call: _Call, how: How) -> None:
     """Fill in the results: as many groups in each launch as the plan says."""
     groups, layers = call.h_0.shape[:2]
-    xs = [call.inputs[group if len(call.inputs) > 1 else 0] for group in range(groups)] if call.inputs else []
+    xs = call.inputs
     for index in range(layers):
         y = call.output if index == layers - 1 else call.lower_output(index)
         for together in how.launches(groups):
@@ -151,7 +152,7 @@ def _layer_by_layer(call: _Call, how: How) -> None:
                 checkpoints=call.kept("checkpoints", part),
             )
             _run(layer, _windows(layer, call.chunk), call.lengths, how)
-        xs = list(y.unbind(0))
+        xs = outputs_read(y.unbind(0), call.reverse)
 
 
 def forward(
@@ -175,8 +176,9 @@ def forward(
     keep_gates = save and not recompute
     keeps = "all" if all_cells or keep_gates else "checkpoints" if save else "none"
     kept_cells = {"all": steps, "checkpoints": -(-steps // chunk), "none": 0}[keeps]
+    xs, lanes = readers(inputs, groups, steps, reverse, h_0)
     call = _Call(
-        inputs=[x.contiguous() for x in inputs],
+        inputs=xs,
         weights=layer_weights(weights, bool(inputs), layers, bias, peephole),
         lengths=None if lengths is None else lengths.to(h_0.device).contiguous(),
         reverse=list(reverse),
@@ -196,6 +198,8 @@ def forward(
         call.c_n.copy_(c_0)
     else:
         _run_call(call, steps)
+        for lane in lanes:
+            lane.finish()
     return call.output, call.h_n, call.c_n, call.hidden, call.cells, call.gates
 
 

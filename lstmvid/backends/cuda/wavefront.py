@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..dense import input_gradient_into, linear_into
+from ..dense import input_gradient_into
 from ..layers import Weights
+from ..streaming import Reader, outputs_read, project_into
 from ..weight_gradients import Saved
 from ..windows import Window, origins, windows
 from .recurrence import How, arguments, launch, workspace
@@ -22,7 +23,7 @@ class Stack(NamedTuple):
     """One stack's tensors by layer: sequences [T, B, ...], states [L, B, H]; `inputs` is None without input."""
 
     weights: list[Weights]
-    inputs: Tensor | None
+    inputs: Reader | None
     h_0: Tensor
     c_0: Tensor
     outputs: list[Tensor]
@@ -33,6 +34,10 @@ class Stack(NamedTuple):
     @property
     def steps(self) -> int:
         return self.outputs[0].size(0)
+
+    def read_by(self, layer: int) -> Reader | None:
+        """What a layer reads."""
+        return outputs_read([self.outputs[layer - 1]], [self.reverse])[0] if layer else self.inputs
 
 
 def _diagonals(layers: int, parts: list[Window]) -> Iterator[list[tuple[int, Window]]]:
@@ -85,12 +90,12 @@ def forward(stack: Stack, h_n: Tensor, c_n: Tensor, checkpoints: Tensor | None, 
         tensors |= {name: [] for name in ("h_n", "c_n", "cells", "gates")}
         for layer, part in active:
             time, weights = part.times(stack.steps, stack.reverse), stack.weights[layer]
-            x = stack.outputs[layer - 1] if layer else stack.inputs
+            x = stack.read_by(layer)
             gates = None if stack.gates is None else stack.gates[layer, time]
             projection = None
             if x is not None:
                 projection = buffer[layer, : part.end - part.first] if gates is None else gates
-                linear_into(projection, x[time], weights.weight_ih, weights.bias)
+                project_into(projection, x, time, weights)
             h, c = (stack.h_0[layer], stack.c_0[layer]) if part.first == 0 else (h_n[layer], c_n[layer])
             if checkpoints is not None:
                 checkpoints[layer, parts.index(part)] = c
@@ -149,13 +154,15 @@ def backward(
         for layer, part in active:
             count, time = part.end - part.first, part.times(stack.steps, stack.reverse)
             gradient, weight_ih = grad_gates[layer, :count], stack.weights[layer].weight_ih
-            x = stack.outputs[layer - 1] if layer else stack.inputs
+            x = stack.read_by(layer)
             if layer:
                 input_gradient_into(below[layer - 1, :count], gradient, weight_ih)
             elif grad_input is not None:
-                input_gradient_into(grad_input[time], gradient, weight_ih)
+                rows, places = x.frames.places(time)
+                input_gradient_into(grad_input[places], gradient[rows], weight_ih)
             saved = Saved(
-                x=None if x is None else x[time],
+                x=x,
+                time=time,
                 cells=stack.cells[layer, time],
                 c_0=_cells_before(stack, layer, part),
                 output=stack.outputs[layer],

@@ -22,8 +22,8 @@ def _state_dtype(operand: torch.dtype) -> torch.dtype:
 
 
 def _read(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
-    """z and v, in the state dtype; `uint8` targets are scaled by 1/255."""
-    state = _state_dtype(hidden.dtype)
+    """z and v, in the state dtype; `uint8` targets are scaled by 1/255, those in host memory come to the others."""
+    state, target = _state_dtype(hidden.dtype), target.to(hidden.device)
     z = hidden.to(state) @ weight.to(state).t()
     v = target.to(state) / 255 if target.dtype == torch.uint8 else target.to(state)
     return z if bias is None else z + bias.to(state), v

@@ -64,9 +64,10 @@ def _state_dtype(operand: torch.dtype) -> torch.dtype:
     return torch.float32 if operand in (torch.bfloat16, torch.float16) else operand
 
 
-def _seen(frames: Tensor, operand: torch.dtype, steps: int, reverse: bool) -> Tensor:
+def _seen(frames: Tensor, h_0: Tensor, steps: int, reverse: bool) -> Tensor:
     """[T, B, D]: what each step sees; zeros for the one that runs first where there is a frame less than steps."""
-    frames = frames.to(operand) / 255 if frames.dtype == torch.uint8 else frames
+    frames = frames.to(h_0.device)
+    frames = frames.to(h_0.dtype) / 255 if frames.dtype == torch.uint8 else frames
     if len(frames) == steps:
         return frames
     nothing = frames.new_zeros(1, *frames.shape[1:])
@@ -131,7 +132,7 @@ def forward(
     layers = take_layers(weights, groups, num_layers, bool(inputs), bias, peephole)
     traces: list[list[_Trace]] = []
     for group in range(groups):
-        x = _seen(inputs[group if len(inputs) > 1 else 0], h_0.dtype, steps, reverse[group]) if inputs else None
+        x = _seen(inputs[group if len(inputs) > 1 else 0], h_0, steps, reverse[group]) if inputs else None
         traces.append([])
         for index, layer in enumerate(layers[group]):
             run = run_layer(x, h_0[group, index], c_0[group, index], layer, steps, lengths, reverse[group])
@@ -281,7 +282,7 @@ def backward(
         grad_top = torch.zeros_like(output[group]) if grad_output is None else grad_output[group]
         for index in reversed(range(num_layers)):
             layer, back = layers[group][index], reverse[group]
-            x = _seen(inputs[source], h_0.dtype, steps, back) if inputs else None
+            x = _seen(inputs[source], h_0, steps, back) if inputs else None
             x = hidden[group, index - 1] if index else x
             h = output[group] if index == num_layers - 1 else hidden[group, index]
             h_before = _previous(h, h_0[group, index], lengths, back)

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .. import streaming
 from ..dense import allows_tf32, products_in_tf32
 from .configuration import operands
 from .frame_loss_kernels import frame_loss_kernel
@@ -56,13 +57,14 @@ def frame_loss(
     grad_hidden = hidden.new_empty((steps * batch, size) if save else (0,))
     grad_weight = weight.new_zeros(weight.shape if save else (0,), dtype=torch.float32)
     grad_bias = weight.new_zeros(len(weight) if save and bias is not None else 0, dtype=torch.float32)
-    length = (chunk if save else steps) * batch  # the sum alone leaves nothing to keep small
+    # The sum alone leaves nothing to keep small on the device, if the target is there.
+    length = (chunk if save or streaming.is_elsewhere(target, hidden.device) else steps) * batch
     grad = hidden.new_empty(min(length, steps * batch), len(weight)) if save else None
     with products_in_tf32(hidden.dtype, allows_tf32(hidden.dtype)):
         for first in range(0, steps * batch, max(length, 1)):
             part = slice(first, min(first + length, steps * batch))
             dz = None if grad is None else grad[: part.stop - first]
-            loss += _sum_and_gradient(hidden[part], weight, bias, target[part], likelihood, dz)
+            loss += _sum_and_gradient(hidden[part], weight, bias, target[part].to(hidden.device), likelihood, dz)
             if dz is not None:
                 torch.mm(dz, weight, out=grad_hidden[part])
                 grad_weight += torch.mm(dz.t(), hidden[part])

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..dense import allows_tf32, input_gradient_into, products_in_tf32
 from ..layers import Weights, layer_weights
 from ..recompute import preactivations_into
+from ..streaming import Reader, outputs_read, readers
 from ..weight_gradients import Saved, Totals, gradients_of_nothing, weight_gradients
 from ..windows import Window, origins, windows
 from .gate_sums import vector_gradients
@@ -24,7 +25,7 @@ from .recurrence import Record, Recurrence
 class _Layer(NamedTuple):
     """One layer of all groups; states [G, B, H], sequences [G, T, B, ...]; G may be strided."""
 
-    inputs: list[Tensor | None]  # of each group [T, B, D] or none
+    inputs: list[Reader]  # of each group, or none
     weights: list[Weights]
     reverse: list[bool]
     h_0: Tensor
@@ -78,10 +79,10 @@ class _Run:
     def saved(self, group: int, part: Window, kept: _Kept) -> Saved:
         """What the weights' gradients of a group are made of, beside those of the gates."""
         layer, back = self.layer, self.layer.reverse[group]
-        times, x = part.times(self.steps, back), layer.inputs[group]
+        times, x = part.times(self.steps, back), layer.inputs[group] if layer.inputs else None
         origin = origins(layer.h_0[group], self.lengths, part, self.steps, back)
         cells = kept.cells[group, : part.end - part.first]
-        return Saved(None if x is None else x[times], cells, kept.start[group], layer.output[group], origin)
+        return Saved(x, times, cells, kept.start[group], layer.output[group], origin)
 
     def _record(self, group: int, piece: Window, part: Window, kept: _Kept) -> Record:
         layer, weights, back = self.layer, self.layer.weights[group], self.layer.reverse[group]
@@ -111,10 +112,10 @@ class _Run:
         start = torch.stack([self._start(group, index, part) for group in range(len(layer.weights))])
         records: list[Record] = []
         for group, weights in enumerate(layer.weights):
-            back, x = layer.reverse[group], layer.inputs[group]
+            back, x = layer.reverse[group], layer.inputs[group] if layer.inputs else None
             times, z = part.times(self.steps, back), self.gates[group, :count]
             origin = origins(layer.h_0[group], self.lengths, part, self.steps, back)
-            preactivations_into(z, None if x is None else x[times], layer.output[group], weights, origin)
+            preactivations_into(z, x, times, layer.output[group], weights, origin)
             sequences = {"gates": z, "cells": self.cells[group, :count], "c_start": start[group]}
             options = {"peephole": weights.peephole, "lengths": self.lengths, "reverse": int(back)}
             records.append(sequences | options | {"first_time": times.start})
@@ -156,8 +157,9 @@ def _run_layer(call: _Call, index: int, num_layers: int, layer: _Layer, below: T
             if below is not None:
                 input_gradient_into(below[group, times], grad_gates, weights.weight_ih)
             elif call.grad_inputs:
-                target = call.grad_inputs[0 if call.is_shared else group][times]
-                input_gradient_into(target, grad_gates, weights.weight_ih, add=call.is_shared)
+                rows, places = layer.inputs[group].frames.places(times)
+                target = call.grad_inputs[0 if call.is_shared else group][places]
+                input_gradient_into(target, grad_gates[rows], weights.weight_ih, add=call.is_shared)
 
 
 def backward(
@@ -195,10 +197,10 @@ def backward(
         parts=parts,
         is_shared=groups > 1 and len(inputs) == 1,
         # Several groups add up the gradient of an input that they share.
-        grad_inputs=[torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs if need_inputs],
+        grad_inputs=[h_0.new_zeros(x.shape) for x in inputs if need_inputs],
         totals=Totals(groups * layers, len(parts) > 1, c_0.dtype) if need_weights else None,
     )
-    xs = [x.contiguous() for x in inputs] * (groups if call.is_shared else 1) or [None] * groups
+    xs, lanes = readers(inputs, groups, steps, reverse, h_0)
     every = layer_weights(weights, bool(inputs), layers, bias, peephole)
     # Of each state, the gradient goes from that after the steps to that before them in the same memory.
     grad_h = torch.zeros_like(c_0, memory_format=torch.contiguous_format)
@@ -211,7 +213,7 @@ def backward(
         for index in reversed(range(layers)):
             part = (slice(None), index)
             layer = _Layer(
-                inputs=list(hidden[:, index - 1].unbind(0)) if index else xs,
+                inputs=outputs_read(hidden[:, index - 1].unbind(0), reverse) if index else xs,
                 weights=every[index::layers],
                 reverse=list(reverse),
                 h_0=h_0[part],
@@ -227,5 +229,7 @@ def backward(
             )
             _run_layer(call, index, layers, layer, below if index else None)
             grad_y = below
+    for lane in lanes:
+        lane.finish()
     grad_weights = [] if call.totals is None else call.totals.flat(h_0.dtype)
     return call.grad_inputs, grad_h.to(h_0.dtype), grad_c, grad_weights

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dense import allows_tf32, linear_into, products_in_tf32
+from ..dense import allows_tf32, products_in_tf32
 from ..layers import Weights, layer_weights
+from ..streaming import Reader, outputs_read, project_into, readers
 from ..windows import Window, windows
 from .recurrence import Record, Recurrence
 
@@ -24,7 +25,7 @@ CHUNK_BYTES = 64 << 20  # of projections; more steps than MIN_CHUNK only within 
 class _Layer(NamedTuple):
     """One layer of all groups; states [G, B, H], sequences [G, T, B, ...]; G may be strided."""
 
-    inputs: list[Tensor]  # of each group [T, B, D], or none
+    inputs: list[Reader]  # of each group, or none
     weights: list[Weights]
     reverse: list[bool]
     h_0: Tensor
@@ -81,7 +82,7 @@ class _Run:
             layer.checkpoints[:, index] = layer.c_n
         for group, (x, weights) in enumerate(zip(layer.inputs, layer.weights, strict=False)):
             times = part.times(self.steps, layer.reverse[group])
-            linear_into(self._projection_of(group, times, times), x[times], weights.weight_ih, weights.bias)
+            project_into(self._projection_of(group, times, times), x, times, weights)
         self.recurrence.run(part, lambda group, piece: self._record(group, piece, part))
 
     def finish(self) -> None:
@@ -148,7 +149,7 @@ def forward(
         h_n.copy_(h_0)
         c_n.copy_(c_0)
         return results
-    xs = [x.contiguous() for x in inputs] * (groups if len(inputs) == 1 else 1)
+    xs, lanes = readers(inputs, groups, steps, reverse, h_0)
     every = layer_weights(weights, bool(inputs), layers, bias, peephole)
     lengths = None if lengths is None else lengths.to(h_0.device).contiguous()
     with products_in_tf32(h_0.dtype, allows_tf32(h_0.dtype)):
@@ -172,5 +173,7 @@ def forward(
             for number, part in enumerate(parts):
                 run.window(number, part)
             run.finish()
-            xs = list(y.unbind(0))
+            xs = outputs_read(y.unbind(0), reverse)
+    for lane in lanes:
+        lane.finish()
     return results

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lstmvid import _native
-from lstmvid.backends import dense, reference, windows
+from lstmvid.backends import cuda, dense, reference, streaming, windows
 from lstmvid.backends import weight_gradients as gradients
-from lstmvid.backends.cuda import launch, lstm_sequence_fwd, recurrence
+from lstmvid.backends.cuda import launch, recurrence
 from lstmvid.backends.plan import DEVICES, Plan, plan
 from lstmvid.testing import Case, run
 
@@ -132,6 +132,7 @@ def stand_in(monkeypatch):
 def arguments(case: Case, save: bool) -> list:
     """The operator's arguments up to the backend."""
     inputs, state, weights = ([t.float() for t in case.tensors[key]] for key in ("inputs", "state", "weights"))
+    inputs = [x.to(torch.uint8) for x in inputs] if case.pixels else inputs
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
     reverse = list(case.reverse) * (case.groups // len(case.reverse))
     options = (case.steps, case.bias, case.peephole, reverse, save, case.all_cells, False, 256)
@@ -155,6 +156,9 @@ CASES = {
     "groups": {"groups": 3, "shared_input": False, "peephole": True, "num_layers": 2},
     "groups without input": {"groups": 2, "input_size": None},
     "groups in different directions": {"groups": 4, "reverse": (True, False)},
+    "pixels, first step without a frame": {"pixels": True, "blind": True, "num_layers": 2},
+    "first step without a frame, two directions": {"blind": True, "groups": 2, "reverse": (False, True), "bias": False},
+    "one step without a frame": {"blind": True, "steps": 1},
 }
 
 
@@ -196,8 +200,9 @@ def test_gradients_agree_with_the_reference(name, side_by_side, seeds, stand_in,
     drawn = [seed.float() for seed in case.tensors["seeds"]]
     given = [drawn[i] if i in seeds and (i < 3 or all_cells) else None for i in range(4)]
     given += [inputs, h_0, c_0, weights, lengths, output, hidden, cells, gates, steps, bias, peephole, reverse]
-    for need_inputs, need_weights in ((True, True), (bool(inputs), False), (False, True), (False, False)):
-        call = (*given, all_cells, False, 256, bool(inputs) and need_inputs, need_weights)
+    takes_gradients = bool(inputs) and not case.pixels
+    for need_inputs, need_weights in ((True, True), (takes_gradients, False), (False, True), (False, False)):
+        call = (*given, all_cells, False, 256, takes_gradients and need_inputs, need_weights)
         actual = torch.ops.lstmvid.lstm_sequence_bwd(*call, "cuda")
         expected = torch.ops.lstmvid.lstm_sequence_bwd(*call, "reference")
         assert len(actual) == len(expected)
@@ -207,6 +212,32 @@ def test_gradients_agree_with_the_reference(name, side_by_side, seeds, stand_in,
     assert all(call["device"] == 3 and call["stream"] == 17 for call in stand_in.calls)
     top = stand_in.calls[0]  # of which layer nobody but the caller knows the gradients
     assert [any(top[name]) for name in ("grad_output", "grad_h_n", "grad_c_n")] == [i in seeds for i in range(3)]
+
+
+@pytest.mark.parametrize("pins", [False, True], ids=["pageable", "pinned"])
+@pytest.mark.parametrize("name", [name for name, options in CASES.items() if options.get("input_size", 1)])
+def test_frames_in_host_memory(name, pins, stand_in, stands_for_a_gpu, monkeypatch):
+    """Forward in windows, backward, with copies that come late: the results of frames that lie on the device."""
+    case = Case(**CASES[name])
+    monkeypatch.setitem(windows.MIN_STEPS, "cuda", 2)
+    monkeypatch.setitem(windows.WINDOW_BYTES, "cuda", 0)
+    given = arguments(case, True)
+    inputs, kept = given[0], reference.forward(*given)
+    output, hidden, cells, gates = kept[0], *kept[3:]
+    seeds = [seed.float() for seed in case.tensors["seeds"][: 3 + case.all_cells]] + [None] * (not case.all_cells)
+    ends = (*seeds, *given[:5], output, hidden, cells, gates, *given[5:9])
+    ends += (case.all_cells, False, 256, False, True)
+    expected = reference.backward(*ends)
+    device = stands_for_a_gpu(*inputs, piece_bytes=2 * case.batch * case.input_size * 4, pins=pins)
+    with device:
+        saved, plain = (cuda.forward(*given[:9], save, *given[10:]) for save in (True, False))
+        actual = cuda.backward(*ends)
+        for x in inputs:
+            x.zero_()
+    torch.testing.assert_close(saved[:3], kept[:3])
+    torch.testing.assert_close(plain[:3], kept[:3])
+    torch.testing.assert_close(actual[1:], expected[1:])
+    assert device.copies or case.steps == case.blind
 
 
 def test_time_chunks(stand_in, monkeypatch):
@@ -269,8 +300,9 @@ def test_products_obey_the_setting_for_recurrent_networks(setting, expected, sta
     def seeing(function):
         return lambda *tensors: (seen.append(torch.backends.cuda.matmul.fp32_precision), function(*tensors))[1]
 
-    monkeypatch.setattr(lstm_sequence_fwd, "linear_into", seeing(lstm_sequence_fwd.linear_into))
-    monkeypatch.setattr(gradients, "add_weight_gradient", seeing(gradients.add_weight_gradient))
+    monkeypatch.setattr(streaming, "linear_into", seeing(streaming.linear_into))
+    for module in (streaming, gradients):
+        monkeypatch.setattr(module, "add_weight_gradient", seeing(module.add_weight_gradient))
     given = arguments(Case(), True)
     given[3][0].requires_grad_()
     torch.ops.lstmvid.lstm_sequence(*given, "cuda")[0].sum().backward()

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import lstmvid
+from lstmvid.backends import reference, triton
 from lstmvid.backends.triton import configuration, launch, lstm_sequence_fwd, recurrence, tuning
 from lstmvid.backends.triton import lstm_sequence_kernels as kernels
 from lstmvid.backends.triton.configuration import Config
 from lstmvid.backends.windows import Window
+from lstmvid.nn import likelihoods
 from lstmvid.testing import GPU_CASES, Case, check
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -210,6 +212,78 @@ def test_a_training_step_of_the_composite():
     for (name, ours), expected in zip(model.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-4, atol=1e-6, msg=name)
     torch.testing.assert_close(model.predict(frames, 2), other.predict(frames, 2), rtol=1e-4, atol=1e-5)
+
+
+IN_HOST_MEMORY = {
+    "pixels": {"pixels": True, "num_layers": 2},
+    "two directions, first step without a frame": {"groups": 2, "reverse": (False, True), "blind": True},
+    "ragged, reverse": {"lengths": (5, 1, 3), "reverse": (True,), "peephole": True},
+    "one step without a frame": {"steps": 1, "blind": True},
+}
+
+
+@pytest.mark.parametrize("pins", [False, True], ids=["pageable", "pinned"])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", IN_HOST_MEMORY)
+def test_frames_in_host_memory(name, recompute, pins, stands_for_a_gpu, monkeypatch):
+    """In windows and pieces of two steps, with copies that come late: the results of frames on the device."""
+    case = Case(**IN_HOST_MEMORY[name])
+    monkeypatch.setattr(lstm_sequence_fwd, "MIN_CHUNK", 2)
+    monkeypatch.setattr(lstm_sequence_fwd, "CHUNK_BYTES", 0)
+    inputs, state, weights = ([t.float() for t in case.tensors[key]] for key in ("inputs", "state", "weights"))
+    inputs = [x.to(torch.uint8) for x in inputs] if case.pixels else inputs
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    layout = (case.steps, case.bias, case.peephole, list(case.reverse))
+    call = (inputs, *state, weights, lengths, *layout)
+    seeds = [*(seed.float() for seed in case.tensors["seeds"][:3]), None]
+
+    def results(of) -> list[torch.Tensor]:
+        output, h_n, c_n, *kept = of.forward(*call, True, False, recompute, 2)
+        back = of.backward(*seeds, *call[:5], output, *kept, *layout, False, recompute, 2, False, True)
+        plain = of.forward(*call, False, False, False, 2)[:3]
+        return [output, h_n, c_n, *plain, *back[1:3], *back[3]]
+
+    expected = results(reference)
+    device = stands_for_a_gpu(*inputs, piece_bytes=2 * case.batch * case.input_size * 4, pins=pins)
+    with device:
+        actual = results(triton)
+        for x in inputs:
+            x.zero_()
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=["uint8", "float32"])
+def test_a_training_step_on_a_video_in_host_memory(dtype, stands_for_a_gpu, monkeypatch):
+    options = {"reconstruct": "conditional", "batch_first": True}
+    model = lstmvid.FusedComposite(30, 20, **options, backend="triton")
+    other = lstmvid.FusedComposite(30, 20, **options, backend="reference")
+    other.load_state_dict(model.state_dict())
+    frames, targets = (torch.randint(0, 256, (2, 5, 30), dtype=torch.uint8) for _ in range(2))
+    frames, targets = ((x if dtype == torch.uint8 else x / 255) for x in (frames, targets))
+    expected = [other(frames, targets), other(frames, targets, feedback=0.5), other.predict(frames, 2)]
+    expected[0].loss.backward()
+    device = stands_for_a_gpu(frames, targets, piece_bytes=2 * 2 * 30 * 4)
+    monkeypatch.setattr(likelihoods, "WINDOW_BYTES", 2 * 2 * 30 * 4)
+    torch.manual_seed(0)
+    out = model(frames, targets)
+    out.loss.backward()
+    torch.testing.assert_close(out[:2] + out[3:], expected[0][:2] + expected[0][3:], rtol=1e-4, atol=1e-5)
+    for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+    torch.testing.assert_close(model.predict(frames, 2), expected[2], rtol=1e-4, atol=1e-5)
+    assert model(frames, targets, feedback=0.5).loss.isfinite()
+    assert max(len(source) for _, source in device.copies) == 2
+    assert len(device.copies) > 20
+
+
+def test_the_layer_reads_an_input_in_host_memory(stands_for_a_gpu):
+    lstm, x = lstmvid.LSTM(9, 20, 2, bidirectional=True, batch_first=True, backend="triton"), torch.randn(3, 7, 9)
+    expected = lstm(x)
+    device = stands_for_a_gpu(x, piece_bytes=3 * 3 * 9 * 4)
+    torch.testing.assert_close(lstm(x), expected, rtol=1e-5, atol=1e-6)
+    assert {len(source) for _, source in device.copies} == {3, 1}
+    with pytest.raises(ValueError, match="input is in host memory and can't have a gradient there"):
+        lstm(x.requires_grad_())
 
 
 def test_it_compiles_as_a_whole():
