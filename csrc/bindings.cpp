@@ -50,6 +50,7 @@ Parameters common(const py::dict& arguments) {
   p.dtype = static_cast<lstmvid::DType>(arguments["dtype"].cast<int>());
   p.reverse = arguments["reverse"].cast<bool>();
   p.threads = arguments["threads"].cast<int>();
+  p.packed = arguments["packed"].cast<bool>();
   p.weight_hh = pointer<const void>(arguments, "weight_hh");
   p.peephole = pointer<const void>(arguments, "peephole");
   p.c_0 = pointer<const void>(arguments, "c_0");

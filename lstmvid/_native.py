@@ -78,21 +78,37 @@ def _workspace_bytes(direction: str, hidden: int, batch: int, dtype: int, has_we
     return getattr(_C, f"lstm_sequence_{direction}_workspace")(hidden, batch, dtype, has_weight)
 
 
-def _workspace(size: int) -> tuple[Tensor, int]:
-    """A workspace, which is there as long as the tensor is, and its address, a multiple of 64."""
-    memory = empty([size + 64], torch.uint8)
-    return memory, (memory.data_ptr() + 63) // 64 * 64
+class Workspace:
+    """Memory of a kernel on the CPU, and what it may keep there for a next call: the packed weights."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+        self._is_of: tuple | None = None
+
+    def address(self, size: int) -> int:
+        """Of `size` bytes, a multiple of 64; what was there is lost if there was less."""
+        if self._memory is None or self._memory.nbytes < size + 64:
+            self._memory, self._is_of = empty([size + 64], torch.uint8), None
+        return (self._memory.data_ptr() + 63) // 64 * 64
+
+    def holds(self, packed: tuple) -> bool:
+        """Whether the last call was of the same; from now on it is."""
+        before, self._is_of = self._is_of, packed
+        return before == packed
 
 
-def lstm_sequence_cpu(direction: str, **named) -> None:
+def lstm_sequence_cpu(direction: str, workspace: Workspace | None = None, **named) -> None:
     """One layer's recurrence, `"fwd"` or `"bwd"`; arguments as in csrc/include/lstmvid/lstm_sequence.h.
 
-    Tensors must be contiguous and of the right dtype and shape: that is the caller's promise.
+    Calls that get the same workspace and the same weights, unchanged, pack them once. Tensors must be contiguous and of
+    the right dtype and shape: that is the caller's promise.
     """
+    workspace = workspace or Workspace()
     arguments = _arguments(named)
     sizes = (arguments["hidden"], arguments["batch"], arguments["dtype"], arguments["weight_hh"] != 0)
     arguments["threads"] = _threads()
-    _memory, arguments["workspace"] = _workspace(_workspace_bytes(direction, *sizes))
+    arguments["workspace"] = workspace.address(_workspace_bytes(direction, *sizes))
+    arguments["packed"] = workspace.holds((direction, arguments["weight_hh"], *sizes))
     getattr(_C, f"lstm_sequence_{direction}_cpu")(**arguments)
 
 
@@ -105,12 +121,13 @@ def closed_loop_cpu(direction: str, *, layers: list[dict], weight_ih: list[Tenso
 
     Tensors must be contiguous and of the right dtype and shape: that is the caller's promise.
     """
-    threads = {"threads": _threads(), "workspace": 0}
+    every = {"threads": _threads(), "workspace": 0, "packed": False}
     arguments = _arguments(named) | {"link": LINKS.index(link), "workspace": 0}
-    arguments["layers"] = [_arguments(layer) | threads for layer in layers]
+    arguments["layers"] = [_arguments(layer) | every for layer in layers]
     arguments["weight_ih"] = [weight.data_ptr() for weight in weight_ih]
     size = getattr(_C, f"closed_loop_{direction}_workspace")(**arguments)
-    _memory, arguments["workspace"] = _workspace(size)
+    workspace = Workspace()
+    arguments["workspace"] = workspace.address(size)
     getattr(_C, f"closed_loop_{direction}_cpu")(**arguments)
 
 

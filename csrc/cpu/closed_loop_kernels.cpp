@@ -52,9 +52,13 @@ struct Frames {
   int64_t blocks = ceil_div(width, 4 * kV);
   int64_t stride = padded<Scalar>(width);
 
+  int64_t operands(int64_t batch) const { return (batch + Product<Stored>::kRowsBeyond) * stride; }
   int lanes(int64_t column) const {
     const int64_t left = width - column;
     return static_cast<int>(left < 0 ? 0 : (left < kV ? left : kV));
+  }
+  void clear(Operand<Stored>* rows, int64_t count) const {
+    clear_padding(rows, count, ceil_div(width, kV) * kV, stride);
   }
   // call(column, lanes, j) for each register's width of a block.
   template <class Call>
@@ -76,12 +80,6 @@ struct Frames {
     pack_panel<Product<Stored>>(from, counts, k_stride, v_stride, depth,
                                 panels + block * panel_size<Product<Stored>>(depth));
   }
-};
-
-// Which of `items` a thread has.
-struct Share {
-  int64_t begin, end;
-  Share(int64_t items, int rank, int size) : begin(first_of(items, rank, size)), end(first_of(items, rank + 1, size)) {}
 };
 
 // Takes a workspace apart; with a null one it only counts. (Standard containers are functions that the linker could
@@ -139,7 +137,7 @@ struct LoopForward {
     place_layers<Product<Stored>>(
         memory, p.layers, p.num_layers, [this](int64_t l) { return depth_of(l); }, layers, packed_ih);
     packed_head = memory.take<Operand<Stored>>(frames.blocks * panel_size<Product<Stored>>(hidden));
-    x = memory.take<Operand<Stored>>(batch * frames.stride);
+    x = memory.take<Operand<Stored>>(frames.operands(batch));
     bytes = memory.bytes;
   }
 
@@ -157,6 +155,7 @@ struct LoopForward {
   }
 
   void prepare(int64_t block) const {
+    if (block == 0) frames.clear(x, batch);
     frames.pack(p.head_weight, 1, hidden, hidden, block, packed_head);
     if (p.first == nullptr) return;
     frames.each(block, [&](int64_t column, int count, int) {
@@ -182,14 +181,14 @@ struct LoopForward {
     store(x + b * frames.stride + column, load(link, count), kV);
   }
 
-  void head(int64_t step, int64_t block) const {
+  void head(int64_t step, Block block) const {
     alignas(64) Scalar sums[kPanelRows * kAccWidth<Scalar>];
     const Forward<Stored>& top = layers[p.num_layers - 1];
     const Rows product = {top.slot(step + 1), top.stride, packed_head, panel_size<Product<Stored>>(hidden), hidden};
     for (int64_t b = 0; b < batch; b += kPanelRows) {
       const int64_t rows = batch - b < kPanelRows ? batch - b : kPanelRows;
       multiply_factors<Stored>(product, {}, block, b, rows, sums);
-      frames.each(block, [&](int64_t column, int count, int j) {
+      frames.each(block.at, [&](int64_t column, int count, int j) {
         const Vector bias = load(static_cast<const Stored*>(p.head_bias) + column, count);
         for (int64_t r = 0; r < rows; ++r) {
           frame(step, b + r, column, count, bias, sums + r * kAccWidth<Scalar> + j * kV);
@@ -198,29 +197,27 @@ struct LoopForward {
     }
   }
 
-  static void body(const void* context, ThreadTeam& team, int rank) {
-    const LoopForward& self = *static_cast<const LoopForward*>(context);
-    const auto* const layers = self.layers;
-    const int64_t count = self.p.num_layers;
-    const Share units(self.unit_blocks, rank, team.size()), values(self.frames.blocks, rank, team.size());
+  void body(ThreadTeam& team, int rank) const {
+    const int64_t count = p.num_layers;
+    const Share units(unit_blocks, rank, team.size()), values(frames.blocks, rank, team.size());
     for (int64_t l = 0; l < count; ++l) {
-      for (int64_t block = units.begin; block < units.end; ++block) {
+      units.each([&](int64_t block) {
         layers[l].prepare(block);
-        layers[l].pack_rows(self.p.weight_ih[l], self.depth_of(l), block, self.packed_ih[l]);
-      }
+        layers[l].pack_rows(p.weight_ih[l], depth_of(l), block, packed_ih[l]);
+      });
     }
-    for (int64_t block = values.begin; block < values.end; ++block) self.prepare(block);
-    for (int64_t step = 0; step < self.steps; ++step) {
+    values.each([&](int64_t block) { prepare(block); });
+    for (int64_t step = 0; step < steps; ++step) {
       for (int64_t l = 0; l < count; ++l) {
         team.barrier();
-        const Rows input = self.input(l, step);
-        for (int64_t block = units.begin; block < units.end; ++block) layers[l].step(step, block, input);
+        const Rows seen = input(l, step);
+        units.each_of_step(step, [&](Block block) { layers[l].step(step, block, seen); });
       }
       team.barrier();
-      for (int64_t block = values.begin; block < values.end; ++block) self.head(step, block);
+      values.each_of_step(step, [&](Block block) { head(step, block); });
     }
     for (int64_t l = 0; l < count; ++l) {
-      for (int64_t block = units.begin; block < units.end; ++block) layers[l].finish(block);
+      units.each([&](int64_t block) { layers[l].finish(block); });
     }
   }
 };
@@ -247,7 +244,7 @@ struct LoopBackward {
     place_layers<Product<Stored>>(
         memory, p.layers, p.num_layers, [this](int64_t l) { return depth_above(l); }, layers, packed_above);
     packed_frame = memory.take<Operand<Stored>>(frames.blocks * panel_size<Product<Stored>>(4 * hidden));
-    dz = memory.take<Operand<Stored>>(batch * frames.stride);
+    dz = memory.take<Operand<Stored>>(frames.operands(batch));
     bytes = memory.bytes;
   }
 
@@ -265,7 +262,7 @@ struct LoopBackward {
   }
 
   // dz of a step's frame: the given one, and what the next step's bottom layer makes of a frame that was its own.
-  void frame(int64_t step, int64_t block) const {
+  void frame(int64_t step, Block block) const {
     alignas(64) Scalar sums[kPanelRows * kAccWidth<Scalar>];
     const bool is_seen = step < steps - 1;
     const Backward<Stored>& bottom = layers[0];
@@ -274,7 +271,7 @@ struct LoopBackward {
     for (int64_t b = 0; b < batch; b += kPanelRows) {
       const int64_t rows = batch - b < kPanelRows ? batch - b : kPanelRows;
       multiply_factors<Stored>(product, {}, block, b, rows, sums);
-      frames.each(block, [&](int64_t column, int count, int j) {
+      frames.each(block.at, [&](int64_t column, int count, int j) {
         for (int64_t r = 0; r < rows; ++r) {
           const int64_t row = step * batch + b + r, at = row * p.frame + column;
           Vector grad = p.grad_z != nullptr ? load(static_cast<const Stored*>(p.grad_z) + at, count) : Vector{};
@@ -290,35 +287,34 @@ struct LoopBackward {
     }
   }
 
-  static void body(const void* context, ThreadTeam& team, int rank) {
-    const LoopBackward& self = *static_cast<const LoopBackward*>(context);
-    const auto* const layers = self.layers;
-    const int64_t count = self.p.num_layers;
-    const Share units(self.unit_blocks, rank, team.size()), values(self.frames.blocks, rank, team.size());
+  void body(ThreadTeam& team, int rank) const {
+    const int64_t count = p.num_layers;
+    const Share units(unit_blocks, rank, team.size()), values(frames.blocks, rank, team.size());
     for (int64_t l = 0; l < count; ++l) {
-      for (int64_t block = units.begin; block < units.end; ++block) {
+      units.each([&](int64_t block) {
         layers[l].prepare(block);
-        layers[l].pack_columns(self.weight_above(l), self.depth_above(l), block, self.packed_above[l]);
-      }
+        layers[l].pack_columns(weight_above(l), depth_above(l), block, packed_above[l]);
+      });
     }
-    for (int64_t block = values.begin; block < values.end; ++block) {
-      self.frames.pack(self.p.weight_ih[0], self.p.frame, 1, 4 * self.hidden, block, self.packed_frame);
-    }
-    for (int64_t step = self.steps - 1; step >= 0; --step) {
+    values.each([&](int64_t block) {
+      if (block == 0) frames.clear(dz, batch);
+      frames.pack(p.weight_ih[0], p.frame, 1, 4 * hidden, block, packed_frame);
+    });
+    for (int64_t step = steps - 1; step >= 0; --step) {
       team.barrier();
-      for (int64_t block = values.begin; block < values.end; ++block) self.frame(step, block);
+      values.each_of_step(step, [&](Block block) { frame(step, block); });
       for (int64_t l = count - 1; l >= 0; --l) {
         team.barrier();
-        const Rows above = self.above(l, step);
-        for (int64_t block = units.begin; block < units.end; ++block) layers[l].step(step, block, above);
+        const Rows from = above(l, step);
+        units.each_of_step(step, [&](Block block) { layers[l].step(step, block, from); });
       }
     }
     team.barrier();
     for (int64_t l = 0; l < count; ++l) {
-      for (int64_t block = units.begin; block < units.end; ++block) {
-        layers[l].step(-1, block);
+      units.each([&](int64_t block) {
+        layers[l].step(-1, {block, block});
         layers[l].finish(block);
-      }
+      });
     }
   }
 };
@@ -327,7 +323,8 @@ template <template <class> class Kernel, class Parameters>
 void run(const Parameters& p) {
   with_stored(p.layers->dtype, [&](auto stored) {
     const Kernel<decltype(stored)> kernel(p);
-    ThreadTeam::run(team_size(p.layers->threads, flops_a_step(p), kernel.blocks()), &kernel.body, &kernel);
+    ThreadTeam::run(team_size(p.layers->threads, flops_a_step(p), kernel.blocks()), &work<Kernel<decltype(stored)>>,
+                    &kernel);
   });
 }
 

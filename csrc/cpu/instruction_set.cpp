@@ -2,6 +2,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if LSTMVID_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "instruction_set.h"
 
 namespace lstmvid {
@@ -13,15 +19,30 @@ struct Choice {
   const ClosedLoopKernels& closed_loop;
 };
 
+#if LSTMVID_AMX
+// Whether there are the tile registers, and Linux lets this process have them: it has to ask, once.
+bool may_use_amx() {
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kBf16) == 0 || (edx & kTile) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
 const Choice& choice() {
   static const Choice chosen = [] {
 #if LSTMVID_X86
-    // LSTMVID_CPU=portable|avx2|avx512 holds a machine below its best, to test or to compare.
+    // LSTMVID_CPU=portable|avx2|avx512|avx512bf16 holds a machine below its best, to test or to compare.
     const char* limit = std::getenv("LSTMVID_CPU");
     const auto may = [&](const char* name) { return limit == nullptr || std::strcmp(limit, name) == 0; };
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx512 && __builtin_cpu_supports("avx512bf16") && may("avx512bf16")) {
+    const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+#if LSTMVID_AMX
+    if (avx512bf16 && may("amx") && may_use_amx()) return Choice{"amx", amx::kLstmSequence, amx::kClosedLoop};
+#endif
+    if (avx512bf16 && may("avx512bf16")) {
       return Choice{"avx512bf16", avx512bf16::kLstmSequence, avx512bf16::kClosedLoop};
     }
     if (avx512 && may("avx512")) return Choice{"avx512", avx512::kLstmSequence, avx512::kClosedLoop};

@@ -16,6 +16,12 @@ struct CpuKernels {
 using LstmSequenceKernels = CpuKernels<LstmSequenceFwd, LstmSequenceBwd>;
 using ClosedLoopKernels = CpuKernels<ClosedLoopFwd, ClosedLoopBwd>;
 
+#if LSTMVID_AMX
+namespace amx {
+extern const LstmSequenceKernels kLstmSequence;
+extern const ClosedLoopKernels kClosedLoop;
+}  // namespace amx
+#endif
 #if LSTMVID_X86
 namespace avx512bf16 {
 extern const LstmSequenceKernels kLstmSequence;

@@ -18,15 +18,15 @@ struct Backward {
   const LstmSequenceBwd& p;
   const int64_t blocks = ceil_div(p.hidden, 4 * kV);
   const int64_t panel = panel_size<Product<Stored>>(4 * p.hidden);
-  const int64_t stride = padded<Scalar>(4 * p.hidden);
-  const int64_t before_carried = (blocks * panel + 2 * p.batch * stride) * sizeof(Operand<Stored>);
+  const int64_t stride = padded<Scalar>(4 * p.hidden), slot_rows = p.batch + Product<Stored>::kRowsBeyond;
+  const int64_t before_carried = (blocks * panel + 2 * slot_rows * stride) * sizeof(Operand<Stored>);
   const int64_t before_sums = before_carried + ceil_div(p.batch * p.hidden, kV) * kVectorBytes;
   char* const memory = static_cast<char*>(p.workspace);
   Operand<Stored>* const packed = reinterpret_cast<Operand<Stored>*>(memory);
   Scalar* const carried = reinterpret_cast<Scalar*>(memory + before_carried);     // [B, H]
   double* const peephole_sums = reinterpret_cast<double*>(memory + before_sums);  // [3, H]: double, T * B terms
 
-  Operand<Stored>* slot(int64_t step) const { return packed + blocks * panel + (step % 2) * p.batch * stride; }
+  Operand<Stored>* slot(int64_t step) const { return packed + blocks * panel + (step % 2) * slot_rows * stride; }
   int64_t bytes() const { return before_sums + 3 * p.hidden * sizeof(double); }
   int lanes(int64_t unit) const {
     const int64_t left = p.hidden - unit;
@@ -45,7 +45,8 @@ struct Backward {
 
   void prepare(int64_t block) const {
     const int64_t unit = block * 4 * kV, hidden = p.hidden;
-    pack_columns(p.weight_hh, 4 * hidden, block, packed);
+    if (block == 0) clear_padding(slot(0), 2 * slot_rows, 4 * hidden, stride);
+    if (!p.packed) pack_columns(p.weight_hh, 4 * hidden, block, packed);
     const int64_t end = unit + 4 * kV < hidden ? unit + 4 * kV : hidden;
     for (int64_t u = unit; u < end; u += kV) {
       const int count = lanes(u);
@@ -101,7 +102,7 @@ struct Backward {
 
   // dh of step `step` from dz of the step after it (none for the last); step -1 leaves the gradient of h_0.
   // `above`: where what comes from above is not in memory yet, its two factors.
-  void step(int64_t step, int64_t block, const Factor<Operand<Stored>>& above = {}) const {
+  void step(int64_t step, Block block, const Factor<Operand<Stored>>& above = {}) const {
     alignas(64) Scalar sums[kPanelRows * kAccWidth<Scalar>];
     const Factor<Operand<Stored>> recurrent = {step < p.steps - 1 ? slot(step + 1) : nullptr, stride, packed, panel,
                                                4 * p.hidden};
@@ -109,7 +110,7 @@ struct Backward {
       const int64_t rows = p.batch - b < kPanelRows ? p.batch - b : kPanelRows;
       multiply_factors<Stored>(above, recurrent, block, b, rows, sums);
       for (int j = 0; j < 4; ++j) {
-        const int64_t unit = (block * 4 + j) * kV;
+        const int64_t unit = (block.at * 4 + j) * kV;
         const int count = lanes(unit);
         if (count == 0) break;
         const Scalar* sum = sums + j * kV;
@@ -142,15 +143,14 @@ struct Backward {
     }
   }
 
-  static void body(const void* context, ThreadTeam& team, int rank) {
-    const Backward& self = *static_cast<const Backward*>(context);
-    const int64_t begin = first_of(self.blocks, rank, team.size()), end = first_of(self.blocks, rank + 1, team.size());
-    for (int64_t block = begin; block < end; ++block) self.prepare(block);
-    for (int64_t step = self.p.steps - 1; step >= -1; --step) {
+  void body(ThreadTeam& team, int rank) const {
+    const Share share(blocks, rank, team.size());
+    share.each([&](int64_t block) { prepare(block); });
+    for (int64_t step = p.steps - 1; step >= -1; --step) {
       team.barrier();
-      for (int64_t block = begin; block < end; ++block) self.step(step, block);
+      share.each_of_step(step, [&](Block block) { this->step(step, block); });
     }
-    for (int64_t block = begin; block < end; ++block) self.finish(block);
+    share.each([&](int64_t block) { finish(block); });
   }
 };
 

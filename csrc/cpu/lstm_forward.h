@@ -18,11 +18,11 @@ struct Forward {
   const LstmSequenceFwd& p;
   const int64_t blocks = ceil_div(p.hidden, kV);
   const int64_t panel = p.weight_hh != nullptr ? panel_size<Product<Stored>>(p.hidden) : 0;
-  const int64_t stride = padded<Scalar>(p.hidden);
+  const int64_t stride = padded<Scalar>(p.hidden), slot_rows = p.batch + Product<Stored>::kRowsBeyond;
   Operand<Stored>* const packed = static_cast<Operand<Stored>*>(p.workspace);
 
-  Operand<Stored>* slot(int64_t step) const { return packed + blocks * panel + (step % 2) * p.batch * stride; }
-  int64_t bytes() const { return (blocks * panel + 2 * p.batch * stride) * sizeof(Operand<Stored>); }
+  Operand<Stored>* slot(int64_t step) const { return packed + blocks * panel + (step % 2) * slot_rows * stride; }
+  int64_t bytes() const { return (blocks * panel + 2 * slot_rows * stride) * sizeof(Operand<Stored>); }
   int lanes(int64_t unit) const { return static_cast<int>(p.hidden - unit < kV ? p.hidden - unit : kV); }
 
   // A block's panel of the four gates' rows of a weight [4H, depth].
@@ -38,8 +38,9 @@ struct Forward {
 
   void prepare(int64_t block) const {
     const int64_t unit = block * kV, hidden = p.hidden;
+    if (block == 0) clear_padding(slot(0), 2 * slot_rows, blocks * kV, stride);
     const int count = lanes(unit);
-    if (p.weight_hh != nullptr) pack_rows(p.weight_hh, hidden, block, packed);
+    if (p.weight_hh != nullptr && !p.packed) pack_rows(p.weight_hh, hidden, block, packed);
     for (int64_t b = 0; b < p.batch; ++b) {
       const int64_t at = b * hidden + unit;
       store(slot(0) + b * stride + unit, load(static_cast<const Stored*>(p.h_0) + at, count), kV);
@@ -80,9 +81,9 @@ struct Forward {
   }
 
   // `input`: where the input's projection is not in memory yet, its two factors.
-  void step(int64_t step, int64_t block, const Factor<Operand<Stored>>& input = {}) const {
+  void step(int64_t step, Block block, const Factor<Operand<Stored>>& input = {}) const {
     alignas(64) Scalar sums[kPanelRows * kAccWidth<Scalar>];
-    const int64_t time = p.reverse ? p.steps - 1 - step : step, unit = block * kV;
+    const int64_t time = p.reverse ? p.steps - 1 - step : step, unit = block.at * kV;
     const int count = lanes(unit);
     const auto peephole = load_peephole(static_cast<const Stored*>(p.peephole), p.hidden, unit, count);
     const Factor<Operand<Stored>> recurrent = {p.weight_hh != nullptr ? slot(step) : nullptr, stride, packed, panel,
@@ -104,15 +105,14 @@ struct Forward {
     }
   }
 
-  static void body(const void* context, ThreadTeam& team, int rank) {
-    const Forward& self = *static_cast<const Forward*>(context);
-    const int64_t begin = first_of(self.blocks, rank, team.size()), end = first_of(self.blocks, rank + 1, team.size());
-    for (int64_t block = begin; block < end; ++block) self.prepare(block);
-    for (int64_t step = 0; step < self.p.steps; ++step) {
+  void body(ThreadTeam& team, int rank) const {
+    const Share share(blocks, rank, team.size());
+    share.each([&](int64_t block) { prepare(block); });
+    for (int64_t step = 0; step < p.steps; ++step) {
       team.barrier();
-      for (int64_t block = begin; block < end; ++block) self.step(step, block);
+      share.each_of_step(step, [&](Block block) { this->step(step, block); });
     }
-    for (int64_t block = begin; block < end; ++block) self.finish(block);
+    share.each([&](int64_t block) { finish(block); });
   }
 };
 

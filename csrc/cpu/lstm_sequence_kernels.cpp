@@ -21,7 +21,7 @@ void run(const Parameters& p) {
   with_stored(p.dtype, [&](auto stored) {
     using Type = Kernel<decltype(stored)>;
     const Type kernel{p};
-    ThreadTeam::run(team_size(p.threads, 8 * p.batch * p.hidden * p.hidden, kernel.blocks), &Type::body, &kernel);
+    ThreadTeam::run(team_size(p.threads, 8 * p.batch * p.hidden * p.hidden, kernel.blocks), &work<Type>, &kernel);
   });
 }
 

@@ -5,64 +5,19 @@
 // them. Each element is one chain of multiply-adds in the order of k, whatever the tile: the same bits for any number
 // of threads and any batch.
 //
-// Operands are what the product reads: the type it adds up in, or bfloat16 where the processor multiplies pairs of them
-// (kPack = 2 neighbouring k in one lane, [K / 2][4][V][2]).
+// Weights often lie in the third-level cache. The processor's prefetcher brings a block as the first row tile reads it
+// and rests while the others do; so these fetch the block that comes next, and reading hides behind multiplying.
 #pragma once
 
-#include "simd.h"
-
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
+#include "panel_tiles.h"
+#include "product.h"
 
 namespace lstmvid {
 namespace LSTMVID_ISA {
 
-constexpr int64_t kDepth = 128;     // packs of k: 32 KB of panel with AVX-512
-constexpr int64_t kPanelRows = 96;  // rows of `a` an accumulator buffer holds: 24 KB
-
-// Multiply-adds of one pack: sum[V] += a[kPack] * column[V][kPack], with `a` broadcast to a register once.
-template <class Stored>
-struct Product {
-  using Operand = Stored;
-  using Scalar = Stored;
-  using Packs = Vec<Stored>;
-  static constexpr int kPack = 1;
-  // x - 0 is x for the compiler too; 0 + x is not, because of -0.
-  static inline __attribute__((always_inline)) Packs broadcast(const Operand* a) { return *a - Packs{}; }
-  static inline __attribute__((always_inline)) Vec<Scalar> add(const Vec<Scalar>& sum, const Packs& a, const Packs& b) {
-    return sum + a * b;
-  }
-};
-
-#if defined(__AVX512BF16__)
-template <>
-struct Product<bfloat16> {
-  using Operand = bfloat16;
-  using Scalar = float;
-  using Packs = UintVec;  // a pair in each lane
-  static constexpr int kPack = 2;
-  static inline __attribute__((always_inline)) Packs broadcast(const Operand* a) {
-    uint32_t pair;
-    std::memcpy(&pair, a, sizeof pair);
-    return Packs{} + pair;
-  }
-  static inline __attribute__((always_inline)) FloatVec add(const FloatVec& sum, const Packs& a, const Packs& b) {
-    return bits_as<FloatVec>(_mm512_dpbf16_ps(bits_as<__m512>(sum), bits_as<__m512bh>(a), bits_as<__m512bh>(b)));
-  }
-};
-#else
-template <>
-struct Product<bfloat16> : Product<float> {};
-#endif
-
-template <class Product>
-constexpr int64_t kPackWidth = 4 * kLanes<typename Product::Scalar> * Product::kPack;  // operands of one pack of k
-template <class Scalar>
-constexpr int64_t kAccWidth = 4 * kLanes<Scalar>;
-
-template <int kRows, class Product, class Operand, class Scalar>
-inline void multiply_tile(const Operand* a, int64_t lda, const Operand* panel, int64_t packs, Scalar* acc, bool first) {
+template <int kRows, class Product, bool kFetches, class Operand, class Scalar>
+inline void multiply_tile(const Operand* a, int64_t lda, const Operand* panel, int64_t packs, Scalar* acc, bool first,
+                          Fetch fetch) {
   constexpr int kV = kLanes<Scalar>;
   Vec<Scalar> sum[kRows][4];
   for (int r = 0; r < kRows; ++r) {
@@ -72,6 +27,11 @@ inline void multiply_tile(const Operand* a, int64_t lda, const Operand* panel, i
     typename Product::Packs column[4];
     for (int j = 0; j < 4; ++j)
       column[j] = load_bits<typename Product::Packs>(panel + j * kV * Product::kPack, kV * Product::kPack);
+    if constexpr (kFetches) {
+      __builtin_prefetch(fetch.from, 0, 2);  // to the second level
+      __builtin_prefetch(fetch.from + kCacheLine, 0, 2);
+      fetch.from += fetch.bytes;
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const typename Product::Packs value = Product::broadcast(a + r * lda + k * Product::kPack);
@@ -83,76 +43,62 @@ inline void multiply_tile(const Operand* a, int64_t lda, const Operand* panel, i
   }
 }
 
+template <int kRows, class Product, class Operand, class Scalar>
+inline void multiply_fetching(const Operand* a, int64_t lda, const Operand* panel, int64_t packs, Scalar* acc,
+                              bool first, Fetch fetch) {
+  if (fetch.bytes == 0) return multiply_tile<kRows, Product, false>(a, lda, panel, packs, acc, first, fetch);
+  multiply_tile<kRows, Product, true>(a, lda, panel, packs, acc, first, fetch);
+}
+
 template <class Product, class Operand, class Scalar>
 inline void multiply_rows(int rows, const Operand* a, int64_t lda, const Operand* panel, int64_t packs, Scalar* acc,
-                          bool first) {
+                          bool first, Fetch fetch) {
   static_assert(kTileRows <= 6, "add the missing cases");
   switch (rows) {
-    case 1: return multiply_tile<1, Product>(a, lda, panel, packs, acc, first);
-    case 2: return multiply_tile<2, Product>(a, lda, panel, packs, acc, first);
+    case 1: return multiply_fetching<1, Product>(a, lda, panel, packs, acc, first, fetch);
+    case 2: return multiply_fetching<2, Product>(a, lda, panel, packs, acc, first, fetch);
 #if defined(__AVX2__)
-    case 3: return multiply_tile<3, Product>(a, lda, panel, packs, acc, first);
+    case 3: return multiply_fetching<3, Product>(a, lda, panel, packs, acc, first, fetch);
 #endif
 #if defined(__AVX512F__)
-    case 4: return multiply_tile<4, Product>(a, lda, panel, packs, acc, first);
-    case 5: return multiply_tile<5, Product>(a, lda, panel, packs, acc, first);
-    case 6: return multiply_tile<6, Product>(a, lda, panel, packs, acc, first);
+    case 4: return multiply_fetching<4, Product>(a, lda, panel, packs, acc, first, fetch);
+    case 5: return multiply_fetching<5, Product>(a, lda, panel, packs, acc, first, fetch);
+    case 6: return multiply_fetching<6, Product>(a, lda, panel, packs, acc, first, fetch);
 #endif
   }
 }
 
-// a: [rows, K] with row stride lda, zero up to a whole pack; panel: [K, 4V]; acc: [rows, 4V]; rows <= kPanelRows.
-// `add`: to what acc holds already.
+// a: [rows, K] with row stride lda, zero up to packs_of(K), and kRowsBeyond more rows; panel: [K, 4V]; acc: [rows, 4V],
+// of kPanelRows rows. `add`: to what acc holds already. `after`: the panel that is read after this one.
 template <class Product, class Operand, class Scalar>
 inline void multiply_panel(const Operand* a, int64_t lda, int64_t rows, const Operand* panel, int64_t depth,
-                           Scalar* acc, bool add) {
-  const int64_t packs = (depth + Product::kPack - 1) / Product::kPack;
+                           Scalar* acc, bool add, const Operand* after) {
+  const int64_t packs = packs_of<Product>(depth);
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<Operand, bfloat16>)
+    return multiply_by_tiles(a, lda, rows, panel, packs, acc, add, after);
+#endif
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  // A single tile reads without rest. Two lines a pack, as a tile fetches, are enough for any number of them.
+  const int64_t fetchers = tiles == 1 ? 0 : (tiles < kFetchers ? tiles : kFetchers);
+  const int64_t bytes = fetchers == 0 ? 0 : kPackWidth<Product> * sizeof(Operand) / fetchers;
   for (int64_t k = 0; k < packs; k += kDepth) {
     const int64_t part = packs - k < kDepth ? packs - k : kDepth;
+    const Operand* next = k + kDepth < packs ? panel + (k + kDepth) * kPackWidth<Product> : after;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       // Tiles of nearly equal height: a last tile of one row would leave the multipliers idle.
       const int64_t row = rows * tile / tiles, end = rows * (tile + 1) / tiles;
+      const Fetch fetch = {reinterpret_cast<const char*>(next) + tile * part * bytes, tile < fetchers ? bytes : 0};
       multiply_rows<Product>(static_cast<int>(end - row), a + row * lda + k * Product::kPack, lda,
-                             panel + k * kPackWidth<Product>, part, acc + row * kAccWidth<Scalar>, k == 0 && !add);
+                             panel + k * kPackWidth<Product>, part, acc + row * kAccWidth<Scalar>, k == 0 && !add,
+                             fetch);
     }
   }
 }
 
 template <class Product>
 constexpr int64_t panel_size(int64_t depth) {
-  return (depth + Product::kPack - 1) / Product::kPack * kPackWidth<Product>;
-}
-
-// Packs four sources into a panel: source j's column v at lane v of register j, zeros from count[j] on and behind the
-// last k. Element (k, v) of source j is from[j][k * k_stride + v * v_stride]; one of the strides is 1.
-template <class Product, class Stored>
-inline void pack_panel(const Stored* const from[4], const int count[4], int64_t k_stride, int64_t v_stride,
-                       int64_t depth, typename Product::Operand* panel) {
-  using Operand = typename Product::Operand;
-  constexpr int64_t kV = kLanes<typename Product::Scalar>, kPack = Product::kPack;
-  constexpr int64_t kRun = 64;  // of each column at a time: long enough to stream, and what it fills stays in cache
-  const int64_t padded_depth = (depth + kPack - 1) / kPack * kPack;
-  for (int64_t k0 = 0; k0 < padded_depth; k0 += kRun) {
-    const int64_t end = k0 + kRun < padded_depth ? k0 + kRun : padded_depth;
-    for (int64_t j = 0; j < 4; ++j) {
-      const auto place = [&](int64_t k, int64_t v) {
-        const bool inside = v < count[j] && k < depth;
-        panel[((k / kPack * 4 + j) * kV + v) * kPack + k % kPack] =
-            inside ? converted<Operand>(from[j][k * k_stride + v * v_stride]) : Operand{};
-      };
-      // The short stride goes innermost.
-      if (v_stride == 1) {
-        for (int64_t k = k0; k < end; ++k) {
-          for (int64_t v = 0; v < kV; ++v) place(k, v);
-        }
-      } else {
-        for (int64_t v = 0; v < kV; ++v) {
-          for (int64_t k = k0; k < end; ++k) place(k, v);
-        }
-      }
-    }
-  }
+  return packs_of<Product>(depth) * kPackWidth<Product>;
 }
 
 }  // namespace LSTMVID_ISA

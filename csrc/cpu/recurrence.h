@@ -3,6 +3,7 @@
 
 #include "lstmvid/cell_math.h"
 #include "lstmvid/dtype.h"
+#include "packing.h"
 #include "panel.h"
 #include "thread_team.h"
 
@@ -24,6 +25,13 @@ constexpr int64_t padded(int64_t width) {
   return (ceil_div(width, kLanes<Scalar>) + 1) * kLanes<Scalar>;
 }
 
+// What a product reads of exchanged rows without anybody's writing it: zeros behind `width` columns.
+template <class Operand>
+inline void clear_padding(Operand* rows, int64_t count, int64_t width, int64_t stride) {
+  for (int64_t row = 0; row < count; ++row)
+    std::memset(rows + row * stride + width, 0, (stride - width) * sizeof(Operand));
+}
+
 // Below this many FLOP a step, a barrier costs more than a second thread saves.
 constexpr int64_t kFlopsWorthAThread = 400'000;
 
@@ -42,19 +50,52 @@ struct Factor {
   int64_t panel = 0, depth = 0;
 };
 
+// A block that a product is of, and the one whose weights are read after it.
+struct Block {
+  int64_t at, next;
+};
+
+// A thread's blocks. Every other step goes through them backwards: what a step has read last is what its cache still
+// has, and what the next one reads first.
+struct Share {
+  int64_t begin, end;
+  Share(int64_t items, int rank, int size) : begin(first_of(items, rank, size)), end(first_of(items, rank + 1, size)) {}
+
+  template <class Call>
+  void each(const Call& call) const {
+    for (int64_t block = begin; block < end; ++block) call(block);
+  }
+  template <class Call>
+  void each_of_step(int64_t step, const Call& call) const {
+    const int64_t way = step % 2 == 0 ? 1 : -1, last = way > 0 ? end - 1 : begin;
+    for (int64_t i = begin, block = begin + end - 1 - last; i < end; ++i, block += way) {
+      call(Block{block, block == last ? block : block + way});
+    }
+  }
+};
+
 // sums[rows, 4V] of one block: a first product, where there is one, and a second; zeros where there is none.
 template <class Stored, class Operand, class Scalar>
-inline void multiply_factors(const Factor<Operand>& first, const Factor<Operand>& second, int64_t block, int64_t row,
+inline void multiply_factors(const Factor<Operand>& first, const Factor<Operand>& second, Block block, int64_t row,
                              int64_t rows, Scalar* sums) {
-  const Factor<Operand>* const factors[2] = {&first, &second};
-  bool add = false;
-  for (const Factor<Operand>* factor : factors) {
-    if (factor->rows == nullptr) continue;
-    multiply_panel<Product<Stored>>(factor->rows + row * factor->stride, factor->stride, rows,
-                                    factor->packed + block * factor->panel, factor->depth, sums, add);
-    add = true;
+  const Factor<Operand>* factors[2];
+  int count = 0;
+  if (first.rows != nullptr) factors[count++] = &first;
+  if (second.rows != nullptr) factors[count++] = &second;
+  for (int i = 0; i < count; ++i) {
+    const Factor<Operand>&factor = *factors[i], &after = *factors[(i + 1) % count];
+    multiply_panel<Product<Stored>>(factor.rows + row * factor.stride, factor.stride, rows,
+                                    factor.packed + block.at * factor.panel, factor.depth, sums, i > 0,
+                                    after.packed + (i + 1 < count ? block.at : block.next) * after.panel);
   }
-  if (!add) std::memset(sums, 0, rows * kAccWidth<Scalar> * sizeof(Scalar));
+  if (count == 0) std::memset(sums, 0, rows * kAccWidth<Scalar> * sizeof(Scalar));
+}
+
+// What a team's threads run: a kernel's part, and then the thread is as it was.
+template <class Kernel>
+void work(const void* kernel, ThreadTeam& team, int rank) {
+  [[maybe_unused]] const MatrixUnit unit;
+  static_cast<const Kernel*>(kernel)->body(team, rank);
 }
 
 // call(an element of the dtype that tensors have in memory)
@@ -80,18 +121,20 @@ inline Peephole<Vec<Compute<Stored>>> load_peephole(const Stored* weights, int64
 }
 
 template <class Stored>
-inline Gates<Vec<Compute<Stored>>> load_gates(const Stored* row, int64_t hidden, int64_t unit, int count) {
+inline __attribute__((always_inline)) Gates<Vec<Compute<Stored>>> load_gates(const Stored* row, int64_t hidden,
+                                                                             int64_t unit, int count) {
   return {load(row + unit, count), load(row + hidden + unit, count), load(row + 2 * hidden + unit, count),
           load(row + 3 * hidden + unit, count)};
 }
 
 template <class Vector>
-inline Gates<Vector> operator+(const Gates<Vector>& a, const Gates<Vector>& b) {
+inline __attribute__((always_inline)) Gates<Vector> operator+(const Gates<Vector>& a, const Gates<Vector>& b) {
   return {a.i + b.i, a.f + b.f, a.g + b.g, a.o + b.o};
 }
 
 template <class Stored, class Vector>
-inline void store_gates(Stored* row, int64_t hidden, int64_t unit, int count, const Gates<Vector>& gates) {
+inline __attribute__((always_inline)) void store_gates(Stored* row, int64_t hidden, int64_t unit, int count,
+                                                       const Gates<Vector>& gates) {
   store(row + unit, gates.i, count);
   store(row + hidden + unit, gates.f, count);
   store(row + 2 * hidden + unit, gates.g, count);

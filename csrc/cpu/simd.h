@@ -9,6 +9,10 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace lstmvid {
 namespace LSTMVID_ISA {
 
@@ -56,16 +60,6 @@ inline __attribute__((always_inline)) To bits_as(const From& from) {
 struct bfloat16 {
   uint16_t bits;
 };
-
-// One element as an operand: itself, or a bfloat16 widened.
-template <class To, class From>
-inline To converted(From value) {
-  if constexpr (std::is_same_v<To, From>) {
-    return value;
-  } else {
-    return bits_as<To>(static_cast<uint32_t>(value.bits) << 16);
-  }
-}
 
 // ---- Memory: `count` of a register's lanes, the rest is zero. Converts bfloat16 to and from float. ----
 
@@ -115,7 +109,7 @@ inline __attribute__((always_inline)) void store(bfloat16* to, FloatVec v, int c
 
 // exp: 2^n * p(r), |r| <= ln2 / 2, degree 6 minimax-like Taylor; 1 ulp or so; saturates instead of overflowing, since
 // its callers divide by 1 + exp. NaN passes through.
-inline FloatVec exp(FloatVec x) {
+inline __attribute__((always_inline)) FloatVec exp(FloatVec x) {
   constexpr float kLow = -87.0f, kHigh = 88.0f;
   x = x < kLow ? FloatVec{} + kLow : x;
   x = x > kHigh ? FloatVec{} + kHigh : x;
@@ -133,13 +127,23 @@ inline FloatVec exp(FloatVec x) {
   return p * bits_as<FloatVec>(scale);
 }
 
+// 1 / x of what exp leads to, 1 <= x < 2^128. A step has five a unit, as long as its products where there are few units.
+inline __attribute__((always_inline)) FloatVec reciprocal(FloatVec x) {
+#if defined(__AVX512F__)
+  const FloatVec guess = bits_as<FloatVec>(_mm512_maskz_rcp14_ps(0xffff, bits_as<__m512>(x)));  // to 2^-14
+  return guess + guess * (1.0f - x * guess);                                                    // Newton: to an ulp
+#else
+  return 1.0f / x;
+#endif
+}
+
 // What cell_math.h needs.
 struct VectorMath {
-  static FloatVec sigmoid(FloatVec x) { return 1.0f / (1.0f + exp(-x)); }
+  static inline __attribute__((always_inline)) FloatVec sigmoid(FloatVec x) { return reciprocal(1.0f + exp(-x)); }
 
-  static FloatVec tanh(FloatVec x) {
+  static inline __attribute__((always_inline)) FloatVec tanh(FloatVec x) {
     const FloatVec magnitude = x < 0.0f ? -x : x;
-    const FloatVec away = 1.0f - 2.0f / (exp(2.0f * magnitude) + 1.0f);
+    const FloatVec away = 1.0f - 2.0f * reciprocal(exp(2.0f * magnitude) + 1.0f);
     // Near zero the difference above cancels; Cephes' odd polynomial keeps the relative error.
     const FloatVec s = x * x;
     FloatVec p = s * -5.70498872745e-3f + 2.06390887954e-2f;

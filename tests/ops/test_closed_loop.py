@@ -67,7 +67,15 @@ def test_cpu_on_drawn_shapes(case):
     check(case, "cpu")
 
 
-@pytest.mark.parametrize("instruction_set", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("batch", [17, 50, 97])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cpu_on_many_rows(batch, dtype):
+    """Row tiles of every number and height, and depths of several blocks that end within a tile."""
+    case = LoopCase(steps=3, batch=batch, hidden_size=70, frame_size=300, num_layers=2, mixed=True, dtype=dtype)
+    check(case, "cpu")
+
+
+@pytest.mark.parametrize("instruction_set", ["avx512bf16", "avx512", "avx2", "portable"])
 def test_other_instruction_sets(instruction_set):
     """The kernels for lesser processors, each in a process of its own: the choice is made once."""
     script = (

@@ -197,7 +197,7 @@ def test_recomputing_saves_memory():
     assert cells.shape == (1, 1, 3, *output.shape[2:])
 
 
-@pytest.mark.parametrize("instruction_set", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("instruction_set", ["avx512bf16", "avx512", "avx2", "portable"])
 def test_other_instruction_sets(instruction_set):
     """The kernels for lesser processors, each in a process of its own: the choice is made once."""
     script = (
@@ -210,6 +210,29 @@ def test_other_instruction_sets(instruction_set):
     environment = os.environ | {"LSTMVID_CPU": instruction_set}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("batch", [17, 33, 50, 97, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cpu_on_many_rows(batch, dtype):
+    """Row tiles of every number and height, a last one alone, and a depth of several blocks that ends within a tile."""
+    check(Case(steps=3, batch=batch, input_size=5, hidden_size=300, peephole=True, dtype=dtype), "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cpu_rows_do_not_depend_on_their_neighbours(dtype):
+    """A sequence has the same bits alone and among others, which no row tile shows that reads beyond its own."""
+    case = Case(steps=4, batch=50, input_size=None, hidden_size=70, dtype=dtype)
+    (h_0, c_0), weights = case.tensors["state"], [w.to(dtype) for w in case.tensors["weights"]]
+
+    def run(rows):
+        state = h_0[:, :, rows].to(dtype), c_0[:, :, rows].to(state_dtype(dtype))
+        options = (case.bias, case.peephole, list(case.reverse), False, False, False, 64)
+        return torch.ops.lstmvid.lstm_sequence([], *state, weights, None, case.steps, *options, "cpu")[0]
+
+    together = run(slice(None))
+    for rows in (slice(0, 1), slice(7, 24), slice(30, 50), slice(49, 50)):
+        assert torch.equal(run(rows), together[:, :, rows])
 
 
 def _arguments(case: Case, *, requires_grad: bool = False) -> list:

@@ -15,6 +15,7 @@ struct LstmSequenceFwd {
   DType dtype;
   bool reverse;  // run time backwards, each sequence from its own last step
   int threads;
+  bool packed;             // the workspace is that of a call with the same weight_hh, sizes and dtype
   bool blind;              // the step that runs first sees nothing: the projection has T-1 steps, without that one
   const void* projection;  // [T, B, 4H] operand: W_ih x_t + b, or null without input
   const void* bias;        // [4H]       operand: added in steps without a projection, or null
@@ -36,6 +37,7 @@ struct LstmSequenceBwd {
   DType dtype;
   bool reverse;
   int threads;
+  bool packed;
   const void* weight_hh;    // [4H, H]    operand
   const void* peephole;     // [3H]       operand, or null
   const void* c_0;          // [B, H]     state
@@ -53,7 +55,7 @@ struct LstmSequenceBwd {
   void* workspace;          // lstm_sequence_bwd_workspace() bytes, aligned to 64
 };
 
-// CPU: which instruction set serves ("avx512bf16", "avx512", "avx2" or "portable"), chosen once from what the processor has.
+// CPU: which instruction set serves ("amx", "avx512bf16", "avx512", "avx2" or "portable"), chosen once from what the processor has.
 const char* cpu_instruction_set();
 
 int64_t lstm_sequence_fwd_workspace(const LstmSequenceFwd& p);

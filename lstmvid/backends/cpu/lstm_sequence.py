@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import _native
-from ..dense import input_gradient, linear, turned, weight_gradient
+from ..dense import linear, turned, weight_gradient
 from ..frames import Frames, stretch
 from ..layers import Weights, layer_weights
 from ..weight_gradients import Totals, gradients_of_nothing
@@ -69,6 +69,7 @@ class _Layer(NamedTuple):
 def _run(layer: _Layer, parts: list[Window]) -> None:
     """Fill in the layer's results."""
     steps, batch, size = layer.output.shape
+    workspace = _native.Workspace()
     for index, part in enumerate(parts):
         time = part.times(steps, layer.reverse)
         # In place from one window to the next: the kernel reads states before it writes any.
@@ -87,6 +88,7 @@ def _run(layer: _Layer, parts: list[Window]) -> None:
             weight_hh = None
         _native.lstm_sequence_cpu(
             "fwd",
+            workspace,
             steps=count,
             batch=batch,
             hidden=size,
@@ -231,6 +233,7 @@ def _backward(layer: _Saved, parts: list[Window], need_weights: bool) -> Iterato
     """Of each window, last one first: its time, the gradients of its gates [n, B, 4H], and those of the weights."""
     steps, batch, size = layer.output.shape
     grad_h, grad_c = layer.grad_h_n, layer.grad_c_n
+    workspace = _native.Workspace()
     for index, part in reversed(list(enumerate(parts))):
         time = part.times(steps, layer.reverse)
         c, peephole = layer.cells_before(index, time), layer.weights.peephole
@@ -245,6 +248,7 @@ def _backward(layer: _Saved, parts: list[Window], need_weights: bool) -> Iterato
         grad_peephole = torch.empty_like(peephole) if peephole is not None and need_weights else None
         _native.lstm_sequence_cpu(
             "bwd",
+            workspace,
             steps=part.end - part.first,
             batch=batch,
             hidden=size,
@@ -341,11 +345,11 @@ def backward(
                 grad_h_0=grad_h_0[at],
                 grad_c_0=grad_c_0[at],
             )
-            below = []
+            below, to_below = [], layers[place].weight_ih.t().contiguous() if index or need_inputs else None
             for _time, grad_gates, gradients in _backward(layer, parts, need_weights):
                 totals.add(place, gradients)
-                if index or need_inputs:
-                    below.append(input_gradient(grad_gates, layers[place].weight_ih))
+                if to_below is not None:
+                    below.append(linear(grad_gates, to_below))
             if below:
                 order = below if reverse[group] else below[::-1]
                 grad_y = order[0] if len(order) == 1 else torch.cat(order)
