@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch as _torch
 
+from .. import _native
 from . import cpu, cuda, reference, torch, triton
 
 NAMES = ("auto", "cuda", "triton", "cpu", "torch", "reference")
@@ -78,7 +79,7 @@ def unavailable(name: str, request: Request, arch: int | None = None) -> str | N
 
 
 def _is_faster_on_cpu(request: Request) -> bool:
-    """Whether the backend cpu trains faster than oneDNN, as measured with one and two threads (docs/performance.md).
+    """Whether the backend cpu trains faster than oneDNN, as measured with one and two threads on two processors (docs/performance.md).
 
     It does where products are large, by most where frames are; small calls are bound by what a call costs. With or
     without gradients it is the same backend, and so the same bits.
@@ -90,7 +91,9 @@ def _is_faster_on_cpu(request: Request) -> bool:
     has_wide_input = request.input_size >= max(1024, 4 * request.hidden_size)
     if has_wide_input or request.hidden_size >= 512:
         return True
-    return request.dtype == _torch.bfloat16 and request.steps >= 64 and request.batch <= 32
+    # oneDNN has the matrix unit, too, where there is one, and uses it well from a few rows on.
+    most_rows = 4 if _native.INSTRUCTION_SET == "amx" else 32
+    return request.dtype == _torch.bfloat16 and request.steps >= 64 and request.batch <= most_rows
 
 
 def preference(request: Request, arch: int | None = None) -> tuple[str, ...]:
