@@ -79,7 +79,7 @@ def unavailable(name: str, request: Request, arch: int | None = None) -> str | N
 
 
 def _is_faster_on_cpu(request: Request) -> bool:
-    """Whether the backend cpu trains faster than oneDNN, as measured with one and two threads on two processors (docs/performance.md).
+    """Whether the backend cpu trains faster than oneDNN, as measured on two processors (docs/performance.md).
 
     It does where products are large, by most where frames are; small calls are bound by what a call costs. With or
     without gradients it is the same backend, and so the same bits.

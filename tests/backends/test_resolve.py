@@ -38,7 +38,7 @@ NOT_INTERPRETED = pytest.mark.skipif(
         (Request("cpu", torch.float32, 20, 16, 512, 512), "cpu"),
         (Request("cpu", torch.float32, 20, 16, 512, 256), "torch"),
         (Request("cpu", torch.float64, 20, 16, 512, 256), "cpu"),
-        (Request("cpu", torch.bfloat16, 100, 16, 256, 256), "cpu"),
+        (Request("cpu", torch.bfloat16, 100, 2, 256, 256), "cpu"),
         (Request("cpu", torch.bfloat16, 20, 16, 256, 256), "torch"),
         (Request("cpu", torch.float32, 20, 16, 256, 256, peephole=True), "cpu"),
         (Request("cuda", torch.float32), "torch"),
@@ -49,6 +49,13 @@ NOT_INTERPRETED = pytest.mark.skipif(
 )
 def test_auto(request_, expected):
     assert resolve("auto", request_) == expected
+
+
+@pytest.mark.parametrize(("instruction_set", "expected"), [("avx512bf16", "cpu"), ("amx", "torch")])
+def test_auto_knows_the_matrix_unit(instruction_set, expected, monkeypatch):
+    """oneDNN uses it, too."""
+    monkeypatch.setattr(_native, "INSTRUCTION_SET", instruction_set)
+    assert resolve("auto", Request("cpu", torch.bfloat16, 100, 16, 256, 256)) == expected
 
 
 @pytest.mark.parametrize(
