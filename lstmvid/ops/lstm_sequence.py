@@ -232,9 +232,13 @@ def flatten_weights(weights: Sequence[Sequence[LayerWeights]]) -> list[Tensor]:
     return flat
 
 
+# Asked once: in torch 2.11 the question breaks a compiled graph.
+_WITH_AUTOCAST = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
+
+
 def autocast_dtype(device: str) -> torch.dtype | None:
     """The dtype that operands on this type of device take under autocast, as `torch.nn.LSTM`'s do; None without."""
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device not in _WITH_AUTOCAST or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..dense import add_weight_gradient, allows_tf32, input_gradient_into, products_in_tf32
 from ..layers import Weights, layer_weights
 from ..reference.closed_loop import seen_frames
+from ..streaming import outputs_read
 from ..weight_gradients import Saved, gradients_of_nothing, weight_gradients
 from ..windows import Window, origins
 from .closed_loop_kernels import loop_back_kernel, loop_frame_bwd_kernel
@@ -143,7 +144,8 @@ def _weight_gradients(run: _Run, h_0: Tensor, first: Tensor | None, truth: Tenso
     everything = Window(0, run.steps)
     for index, layer in enumerate(call.layers):
         origin = origins(h_0[index], None, everything, run.steps, False)
-        saved = Saved(x, call.cells[index], call.c_0[index], hidden[index], origin)
+        (reader,), time = outputs_read([x], [False]), slice(0, run.steps)
+        saved = Saved(reader, time, call.cells[index], call.c_0[index], hidden[index], origin)
         gradients += weight_gradients(layer, run.grad_gates[index], saved, False, vector_gradients)
         x = hidden[index]
     return [*gradients, add_weight_gradient(None, run.grad_frames, x), run.grad_frames.sum((0, 1))]
