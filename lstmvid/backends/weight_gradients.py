@@ -117,3 +117,14 @@ def gradients_of_nothing(h_0, c_0, inputs, weights, grad_h_n, grad_c_n, need_inp
     ]
     none = [[torch.zeros_like(tensor) for tensor in given] for given in (inputs, weights)]
     return none[0] if need_inputs else [], *ends, none[1] if need_weights else []
+
+
+def loop_gradients_of_nothing(
+    first, truth, weights, head_weight, h_0, c_0, grad_h_n, grad_c_n, need_frames: bool, need_weights: bool
+):
+    """What a closed loop's `backward` returns likewise."""
+    frames = [x for x in (first, truth) if x is not None]
+    every = [*weights, head_weight, head_weight.new_empty(len(head_weight))]
+    ends = (grad_h_n, grad_c_n, need_frames, need_weights)
+    of_frames, of_h, of_c, of_weights = gradients_of_nothing(h_0, c_0, frames, every, *ends)
+    return of_h, of_c, of_frames, of_weights

@@ -11,8 +11,8 @@ from torch import Tensor
 from ... import _native
 from ..dense import input_gradient, turned, weight_gradient
 from ..layers import Weights, layer_weights
-from ..reference.closed_loop import seen_frames
-from ..weight_gradients import gradients_of_nothing
+from ..reference.closed_loop import frames_read
+from ..weight_gradients import loop_gradients_of_nothing
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -131,11 +131,8 @@ def backward(
     grad_z, grad_h_n, grad_c_n = _contiguous(grad_z), _contiguous(grad_h_n), _contiguous(grad_c_n)
     layers = layer_weights(weights, True, num_layers, bias, peephole)
     if batch == 0 or steps == 0:
-        frames = [x for x in (first, truth) if x is not None]
-        head = (head_weight, head_weight.new_empty(len(head_weight)))
-        ends = (h_0, c_0, frames, [*weights, *head], grad_h_n, grad_c_n, need_frames, need_weights)
-        of_frames, of_h, of_c, of_weights = gradients_of_nothing(*ends)
-        return of_h, of_c, of_frames, of_weights
+        given, ends = (first, truth, weights, head_weight), (h_0, c_0, grad_h_n, grad_c_n)
+        return loop_gradients_of_nothing(*given, *ends, need_frames, need_weights)
     grad_frames, grad_gates = _native.empty(z.shape, z.dtype), _native.empty(gates.shape, gates.dtype)
     grad_h_0, grad_c_0 = torch.empty_like(h_0), torch.empty_like(c_0)
     peepholes = [torch.empty_like(w.peephole) if peephole and need_weights else None for w in layers]
@@ -171,8 +168,7 @@ def backward(
     of_frames = _frame_gradients(grad_gates[0], layers[0].weight_ih, first, truth, own) if need_frames else []
     if not need_weights:
         return grad_h_0, grad_c_0, of_frames, []
-    start = torch.zeros_like(z[:1]) if first is None else first[None]
-    x = torch.cat([start, seen_frames(link, z[:-1], truth, own)])
+    x = frames_read(link, z, first, truth, own)
     of_weights = []
     for index, layer in enumerate(layers):
         dz = grad_gates[index]

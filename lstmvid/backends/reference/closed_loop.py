@@ -35,6 +35,12 @@ def seen_frames(link: str, z: Tensor, truth: Tensor | None, own: Tensor | None) 
     return frames if own is None else torch.where(own.unsqueeze(-1), frames, truth)
 
 
+def frames_read(link: str, z: Tensor, first: Tensor | None, truth: Tensor | None, own: Tensor | None) -> Tensor:
+    """[T, B, D]: what each of the steps of z [T, B, D] saw, zeros for nothing."""
+    start = torch.zeros_like(z[:1]) if first is None else first[None]
+    return torch.cat([start, seen_frames(link, z[:-1], truth, own)])
+
+
 def forward(
     first: Tensor | None,
     h_0: Tensor,
@@ -126,8 +132,7 @@ def backward(
         of_frames += [] if first is None else [below[0]]
         of_frames += [] if truth is None else [torch.where(own.unsqueeze(-1), 0, below[1:])]
     if need_weights:
-        start = torch.zeros_like(z[:1]) if first is None else first[None]
-        x = torch.cat([start, seen_frames(link, z[:-1], truth, own)])
+        x = frames_read(link, z, first, truth, own)
         for index, layer in enumerate(layers):
             of_weights += weight_gradients(
                 layer, grad_gates[index], x, before[0][index], before[1][index], cells[index]

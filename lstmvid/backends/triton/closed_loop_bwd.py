@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..dense import add_weight_gradient, allows_tf32, input_gradient_into, products_in_tf32
 from ..layers import Weights, layer_weights
-from ..reference.closed_loop import seen_frames
+from ..reference.closed_loop import frames_read
 from ..streaming import outputs_read
-from ..weight_gradients import Saved, gradients_of_nothing, weight_gradients
+from ..weight_gradients import Saved, loop_gradients_of_nothing, weight_gradients
 from ..windows import Window, origins
 from .closed_loop_kernels import loop_back_kernel, loop_frame_bwd_kernel
 from .closed_loop_steps import Steps, pieces
@@ -139,13 +139,14 @@ def _frame_gradients(
 def _weight_gradients(run: _Run, h_0: Tensor, first: Tensor | None, truth: Tensor | None, hidden: Tensor):
     """In the operator's order: of each layer, then of the head."""
     call, gradients = run.call, []
-    start = torch.zeros_like(call.z[:1]) if first is None else first[None]
-    x = torch.cat([start, seen_frames(call.link, call.z[:-1], truth, call.own)])
+    x = frames_read(call.link, call.z, first, truth, call.own)
     everything = Window(0, run.steps)
     for index, layer in enumerate(call.layers):
         origin = origins(h_0[index], None, everything, run.steps, False)
-        (reader,), time = outputs_read([x], [False]), slice(0, run.steps)
-        saved = Saved(reader, time, call.cells[index], call.c_0[index], hidden[index], origin)
+        (reader,) = outputs_read([x], [False])
+        saved = Saved(
+            reader, everything.times(run.steps, False), call.cells[index], call.c_0[index], hidden[index], origin
+        )
         gradients += weight_gradients(layer, run.grad_gates[index], saved, False, vector_gradients)
         x = hidden[index]
     return [*gradients, add_weight_gradient(None, run.grad_frames, x), run.grad_frames.sum((0, 1))]
@@ -175,11 +176,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     """As the operator's schema says; lists are empty where not needed."""
     if h_0.size(1) == 0 or steps == 0:
-        frames = [x for x in (first, truth) if x is not None]
-        head = (head_weight, head_weight.new_empty(len(head_weight)))
-        ends = (h_0, c_0, frames, [*weights, *head], grad_h_n, grad_c_n, need_frames, need_weights)
-        of_frames, of_h, of_c, of_weights = gradients_of_nothing(*ends)
-        return of_h, of_c, of_frames, of_weights
+        given, ends = (first, truth, weights, head_weight), (h_0, c_0, grad_h_n, grad_c_n)
+        return loop_gradients_of_nothing(*given, *ends, need_frames, need_weights)
     grad_h, grad_c = (torch.zeros_like(c_0, memory_format=torch.contiguous_format) for _ in range(2))
     for total, seed in ((grad_h, grad_h_n), (grad_c, grad_c_n)):
         if seed is not None:
