@@ -17,6 +17,7 @@
 #include "cpu/memory.h"
 #include "lstmvid/closed_loop.h"
 #include "lstmvid/lstm_sequence.h"
+#include "lstmvid/matrix_product.h"
 #endif
 #if LSTMVID_WITH_CUDA || LSTMVID_EMULATED
 #include <stdexcept>
@@ -129,6 +130,28 @@ struct ClosedLoopBackward : ClosedLoopCall<lstmvid::ClosedLoopBwd, lstmvid::Lstm
   }
 };
 
+// (sizes, dtype, threads, add, then address and strides of left, right and out)
+lstmvid::MatrixProduct matrix_product(const py::tuple& arguments, uintptr_t workspace) {
+  const auto number = [&](size_t place) { return arguments[place].cast<int64_t>(); };
+  const auto matrix = [&](size_t place) {
+    return lstmvid::Strided<void>{reinterpret_cast<void*>(arguments[place].cast<uintptr_t>()), number(place + 1),
+                                  number(place + 2)};
+  };
+  const auto constant = [](const lstmvid::Strided<void>& m) {
+    return lstmvid::Strided<const void>{m.data, m.row_stride, m.column_stride};
+  };
+  return {number(0),
+          number(1),
+          number(2),
+          static_cast<lstmvid::DType>(arguments[3].cast<int>()),
+          arguments[4].cast<int>(),
+          arguments[5].cast<bool>(),
+          constant(matrix(6)),
+          constant(matrix(9)),
+          matrix(12),
+          reinterpret_cast<void*>(workspace)};
+}
+
 template <class Parameters>
 Parameters sized(int64_t hidden, int64_t batch, int dtype, bool has_weight) {
   static const char any_weight = 0;
@@ -175,6 +198,12 @@ void define_cpu(py::module_& module) {
   });
   module.def("closed_loop_bwd_cpu", [](const py::kwargs& arguments) {
     run_released(&lstmvid::closed_loop_bwd_cpu, ClosedLoopBackward(arguments).p);
+  });
+  module.def("matrix_product_workspace", [](const py::tuple& arguments) {
+    return lstmvid::matrix_product_workspace(matrix_product(arguments, 0));
+  });
+  module.def("matrix_product_cpu", [](const py::tuple& arguments, uintptr_t workspace) {
+    run_released(&lstmvid::matrix_product_cpu, matrix_product(arguments, workspace));
   });
 }
 #endif  // !LSTMVID_EMULATED

@@ -112,6 +112,19 @@ def lstm_sequence_cpu(direction: str, workspace: Workspace | None = None, **name
     getattr(_C, f"lstm_sequence_{direction}_cpu")(**arguments)
 
 
+def matrix_product_cpu(left: Tensor, right: Tensor, out: Tensor, *, add: bool) -> None:
+    """`out [M, N]` = `left [M, K] @ right [K, N]`, or += it. Each has rows or columns that are contiguous, and one
+    dtype of `CPU_DTYPES`: that is the caller's promise.
+    """
+    (rows, depth), columns = left.shape, right.size(1)
+    call = [rows, depth, columns, DTYPES[out.dtype], _threads(), add]
+    for matrix in (left, right, out):
+        call += matrix.data_ptr(), *matrix.stride()
+    arguments = tuple(call)
+    workspace = Workspace()
+    _C.matrix_product_cpu(arguments, workspace.address(_C.matrix_product_workspace(arguments)))
+
+
 LINKS = ("identity", "sigmoid", "rectifier")  # as csrc/include/lstmvid/closed_loop.h numbers them
 
 

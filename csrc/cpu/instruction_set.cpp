@@ -17,6 +17,7 @@ struct Choice {
   const char* name;
   const LstmSequenceKernels& lstm_sequence;
   const ClosedLoopKernels& closed_loop;
+  const MatrixProductKernels& matrix_product;
 };
 
 #if LSTMVID_AMX
@@ -40,17 +41,19 @@ const Choice& choice() {
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
 #if LSTMVID_AMX
-    if (avx512bf16 && may("amx") && may_use_amx()) return Choice{"amx", amx::kLstmSequence, amx::kClosedLoop};
+    if (avx512bf16 && may("amx") && may_use_amx())
+      return Choice{"amx", amx::kLstmSequence, amx::kClosedLoop, amx::kMatrixProduct};
 #endif
     if (avx512bf16 && may("avx512bf16")) {
-      return Choice{"avx512bf16", avx512bf16::kLstmSequence, avx512bf16::kClosedLoop};
+      return Choice{"avx512bf16", avx512bf16::kLstmSequence, avx512bf16::kClosedLoop, avx512bf16::kMatrixProduct};
     }
-    if (avx512 && may("avx512")) return Choice{"avx512", avx512::kLstmSequence, avx512::kClosedLoop};
+    if (avx512 && may("avx512"))
+      return Choice{"avx512", avx512::kLstmSequence, avx512::kClosedLoop, avx512::kMatrixProduct};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && may("avx2")) {
-      return Choice{"avx2", avx2::kLstmSequence, avx2::kClosedLoop};
+      return Choice{"avx2", avx2::kLstmSequence, avx2::kClosedLoop, avx2::kMatrixProduct};
     }
 #endif
-    return Choice{"portable", portable::kLstmSequence, portable::kClosedLoop};
+    return Choice{"portable", portable::kLstmSequence, portable::kClosedLoop, portable::kMatrixProduct};
   }();
   return chosen;
 }
@@ -68,5 +71,8 @@ int64_t closed_loop_fwd_workspace(const ClosedLoopFwd& p) { return choice().clos
 int64_t closed_loop_bwd_workspace(const ClosedLoopBwd& p) { return choice().closed_loop.backward_workspace(p); }
 void closed_loop_fwd_cpu(const ClosedLoopFwd& p) { choice().closed_loop.forward(p); }
 void closed_loop_bwd_cpu(const ClosedLoopBwd& p) { choice().closed_loop.backward(p); }
+
+int64_t matrix_product_workspace(const MatrixProduct& p) { return choice().matrix_product.workspace(p); }
+void matrix_product_cpu(const MatrixProduct& p) { choice().matrix_product.run(p); }
 
 }  // namespace lstmvid

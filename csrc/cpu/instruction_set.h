@@ -3,6 +3,7 @@
 
 #include "lstmvid/closed_loop.h"
 #include "lstmvid/lstm_sequence.h"
+#include "lstmvid/matrix_product.h"
 
 namespace lstmvid {
 
@@ -15,30 +16,39 @@ struct CpuKernels {
 };
 using LstmSequenceKernels = CpuKernels<LstmSequenceFwd, LstmSequenceBwd>;
 using ClosedLoopKernels = CpuKernels<ClosedLoopFwd, ClosedLoopBwd>;
+struct MatrixProductKernels {
+  void (*run)(const MatrixProduct&);
+  int64_t (*workspace)(const MatrixProduct&);
+};
 
 #if LSTMVID_AMX
 namespace amx {
 extern const LstmSequenceKernels kLstmSequence;
 extern const ClosedLoopKernels kClosedLoop;
+extern const MatrixProductKernels kMatrixProduct;
 }  // namespace amx
 #endif
 #if LSTMVID_X86
 namespace avx512bf16 {
 extern const LstmSequenceKernels kLstmSequence;
 extern const ClosedLoopKernels kClosedLoop;
+extern const MatrixProductKernels kMatrixProduct;
 }  // namespace avx512bf16
 namespace avx512 {
 extern const LstmSequenceKernels kLstmSequence;
 extern const ClosedLoopKernels kClosedLoop;
+extern const MatrixProductKernels kMatrixProduct;
 }  // namespace avx512
 namespace avx2 {
 extern const LstmSequenceKernels kLstmSequence;
 extern const ClosedLoopKernels kClosedLoop;
+extern const MatrixProductKernels kMatrixProduct;
 }  // namespace avx2
 #endif
 namespace portable {
 extern const LstmSequenceKernels kLstmSequence;
 extern const ClosedLoopKernels kClosedLoop;
+extern const MatrixProductKernels kMatrixProduct;
 }  // namespace portable
 
 }  // namespace lstmvid

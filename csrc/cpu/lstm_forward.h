@@ -49,8 +49,8 @@ struct Forward {
   }
 
   // One row of one block: `sum` [4, V] is the recurrent product; c_n holds the running cell state.
-  void cell(int64_t step, int64_t time, int64_t b, int64_t unit, int count, const Peephole<Vector>& peephole,
-            const Scalar* sum) const {
+  void cell(int64_t step, int64_t time, int64_t b, int64_t unit, int count, const Gates<Vector>& bias,
+            const Peephole<Vector>& peephole, const Scalar* sum) const {
     const int64_t hidden = p.hidden, row = time * p.batch + b;
     Scalar* state = static_cast<Scalar*>(p.c_n) + b * hidden + unit;
     Operand<Stored>* h_next = slot(step + 1) + b * stride + unit;
@@ -62,13 +62,11 @@ struct Forward {
       store(h_next, load(slot(step) + b * stride + unit, kV), kV);
       if (gates != nullptr) store_gates(gates, hidden, unit, count, Gates<Vector>{});
     } else {
-      Gates<Vector> z = {load(sum, kV), load(sum + kV, kV), load(sum + 2 * kV, kV), load(sum + 3 * kV, kV)};
+      Gates<Vector> z = bias + load_gates(sum, kV, 0, kV);
       const Stored* projection = static_cast<const Stored*>(p.projection);
       if (projection != nullptr && !(p.blind && step == 0)) {
         const int64_t at = p.blind && !p.reverse ? row - p.batch : row;
         z = z + load_gates(projection + at * 4 * hidden, hidden, unit, count);
-      } else if (p.bias != nullptr) {
-        z = z + load_gates(static_cast<const Stored*>(p.bias), hidden, unit, count);
       }
       const Cell<Vector> next = cell_forward<VectorMath>(z, peephole, c);
       c = next.c;
@@ -86,13 +84,15 @@ struct Forward {
     const int64_t time = p.reverse ? p.steps - 1 - step : step, unit = block.at * kV;
     const int count = lanes(unit);
     const auto peephole = load_peephole(static_cast<const Stored*>(p.peephole), p.hidden, unit, count);
+    const auto bias =
+        p.bias != nullptr ? load_gates(static_cast<const Stored*>(p.bias), p.hidden, unit, count) : Gates<Vector>{};
     const Factor<Operand<Stored>> recurrent = {p.weight_hh != nullptr ? slot(step) : nullptr, stride, packed, panel,
                                                p.hidden};
     for (int64_t b = 0; b < p.batch; b += kPanelRows) {
       const int64_t rows = p.batch - b < kPanelRows ? p.batch - b : kPanelRows;
       multiply_factors<Stored>(input, recurrent, block, b, rows, sums);
       for (int64_t r = 0; r < rows; ++r) {
-        cell(step, time, b + r, unit, count, peephole, sums + r * kAccWidth<Scalar>);
+        cell(step, time, b + r, unit, count, bias, peephole, sums + r * kAccWidth<Scalar>);
       }
     }
   }

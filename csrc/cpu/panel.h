@@ -2,8 +2,8 @@
 //
 // A panel holds four registers' width of columns: the four gates of V units (forward), or 4V neighbouring units
 // (backward). It is read in blocks of kDepth rows that stay in the first-level cache while every row tile passes over
-// them. Each element is one chain of multiply-adds in the order of k, whatever the tile: the same bits for any number
-// of threads and any batch.
+// them. Each element is a chain of multiply-adds for each block, whatever the tile, and the blocks' sums are added in
+// order: the same bits for any number of threads and any batch, and an error that grows as slowly as a library's.
 //
 // Weights often lie in the third-level cache. The processor's prefetcher brings a block as the first row tile reads it
 // and rests while the others do; so these fetch the block that comes next, and reading hides behind multiplying.
@@ -19,10 +19,7 @@ template <int kRows, class Product, bool kFetches, class Operand, class Scalar>
 inline void multiply_tile(const Operand* a, int64_t lda, const Operand* panel, int64_t packs, Scalar* acc, bool first,
                           Fetch fetch) {
   constexpr int kV = kLanes<Scalar>;
-  Vec<Scalar> sum[kRows][4];
-  for (int r = 0; r < kRows; ++r) {
-    for (int j = 0; j < 4; ++j) sum[r][j] = first ? Vec<Scalar>{} : load(acc + (r * 4 + j) * kV, kV);
-  }
+  Vec<Scalar> sum[kRows][4] = {};
   for (int64_t k = 0; k < packs; ++k, panel += kPackWidth<Product>) {
     typename Product::Packs column[4];
     for (int j = 0; j < 4; ++j)
@@ -39,7 +36,10 @@ inline void multiply_tile(const Operand* a, int64_t lda, const Operand* panel, i
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int j = 0; j < 4; ++j) store(acc + (r * 4 + j) * kV, sum[r][j], kV);
+    for (int j = 0; j < 4; ++j) {
+      Scalar* const to = acc + (r * 4 + j) * kV;
+      store(to, first ? sum[r][j] : load(to, kV) + sum[r][j], kV);
+    }
   }
 }
 
@@ -76,7 +76,7 @@ inline void multiply_panel(const Operand* a, int64_t lda, int64_t rows, const Op
   const int64_t packs = packs_of<Product>(depth);
 #if defined(__AMX_BF16__)
   if constexpr (std::is_same_v<Operand, bfloat16>)
-    return multiply_by_tiles(a, lda, rows, panel, packs, acc, add, after);
+    return multiply_by_tiles(a, lda, rows, panel, packs, acc, add, kDepth, after);
 #endif
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   // A single tile reads without rest. Two lines a pack, as a tile fetches, are enough for any number of them.
@@ -93,6 +93,23 @@ inline void multiply_panel(const Operand* a, int64_t lda, int64_t rows, const Op
                              panel + k * kPackWidth<Product>, part, acc + row * kAccWidth<Scalar>, k == 0 && !add,
                              fetch);
     }
+  }
+}
+
+// The same of a panel that the second-level cache holds: there is nothing to fetch, and sums stay in registers.
+template <class Product, class Operand, class Scalar>
+inline void multiply_near(const Operand* a, int64_t lda, int64_t rows, const Operand* panel, int64_t depth, Scalar* acc,
+                          bool add) {
+  const int64_t packs = packs_of<Product>(depth);
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<Operand, bfloat16>)
+    return multiply_by_tiles(a, lda, rows, panel, packs, acc, add, kDepth, nullptr);
+#endif
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t row = rows * tile / tiles, end = rows * (tile + 1) / tiles;
+    multiply_rows<Product>(static_cast<int>(end - row), a + row * lda, lda, panel, packs, acc + row * kAccWidth<Scalar>,
+                           !add, {nullptr, 0});
   }
 }
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ... import _native
-from ..dense import input_gradient, turned, weight_gradient
 from ..layers import Weights, layer_weights
 from ..reference.closed_loop import frames_read
 from ..weight_gradients import loop_gradients_of_nothing
+from .products import input_gradient, over_steps
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -173,10 +173,9 @@ def backward(
     for index, layer in enumerate(layers):
         dz = grad_gates[index]
         before = torch.cat([h_0[index][None], hidden[index, :-1]])
-        of_gates = turned(dz)
-        of_weights += [weight_gradient(of_gates, turned(x)), weight_gradient(of_gates, turned(before))]
+        of_weights += [over_steps(dz, x), over_steps(dz, before)]
         of_weights += [] if layer.bias is None else [dz.sum((0, 1))]
         of_weights += [] if peepholes[index] is None else [peepholes[index]]
         x = hidden[index]
-    of_weights += [weight_gradient(turned(grad_frames), turned(x)), grad_frames.sum((0, 1))]
+    of_weights += [over_steps(grad_frames, x), grad_frames.sum((0, 1))]
     return grad_h_0, grad_c_0, of_frames, of_weights

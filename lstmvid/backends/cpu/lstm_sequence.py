@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ... import _native
-from ..dense import linear, turned, weight_gradient
 from ..frames import Frames, stretch
 from ..layers import Weights, layer_weights
-from ..weight_gradients import Totals, gradients_of_nothing
+from ..weight_gradients import gradients_of_nothing
 from ..windows import Window, even_windows, origins, windows
+from .products import input_gradient, linear, over_steps, product
 
 
 def unavailable(request) -> str | None:
@@ -66,6 +66,14 @@ class _Layer(NamedTuple):
     checkpoints: Tensor | None  # [number of windows, B, H]: the cells that each window starts from
 
 
+def _add_linear(total: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
+    """`linear`, added in place to a contiguous total where there is one."""
+    if total is None:
+        return linear(x, weight)
+    product(x.flatten(0, -2), weight.t(), total.view(-1, weight.size(0)))
+    return total
+
+
 def _run(layer: _Layer, parts: list[Window]) -> None:
     """Fill in the layer's results."""
     steps, batch, size = layer.output.shape
@@ -80,11 +88,10 @@ def _run(layer: _Layer, parts: list[Window]) -> None:
         count, projection = part.end - part.first, None
         if layer.x is not None:
             _, frames = layer.x.seen(time)
-            projection = linear(frames, weight_ih, bias) if frames.size(0) else None
+            projection = linear(frames, weight_ih) if frames.size(0) else None
         if count == 1:
             # One product only: packing the weights would cost more than it.
-            product = linear(h, weight_hh, bias if projection is None else None)
-            projection = product if projection is None else projection.add_(product)
+            projection = _add_linear(projection, h, weight_hh)
             weight_hh = None
         _native.lstm_sequence_cpu(
             "fwd",
@@ -200,10 +207,10 @@ class _Saved(NamedTuple):
 def _gates_again(layer: _Saved, before: Tensor, c: Tensor, time: slice) -> tuple[Tensor, Tensor]:
     """(gates [n, B, 4H], cells [n, B, H]) of a window, from the hidden states [n, B, H] that its steps started from."""
     (steps, batch, size), weights = before.shape, layer.weights
-    z = linear(before, weights.weight_hh, weights.bias)
+    z = linear(before, weights.weight_hh)
     if layer.x is not None:
         rows, frames = layer.x.seen(time)
-        z[rows] += linear(frames, weights.weight_ih)
+        _add_linear(z[rows], frames, weights.weight_ih)
     cells = c.new_empty(steps, batch, size)
     _native.lstm_sequence_cpu(
         "fwd",
@@ -214,7 +221,7 @@ def _gates_again(layer: _Saved, before: Tensor, c: Tensor, time: slice) -> tuple
         reverse=layer.reverse,
         blind=False,
         projection=z,
-        bias=None,
+        bias=weights.bias,
         weight_hh=None,  # what it would multiply is in `z` already
         peephole=weights.peephole,
         h_0=layer.h_0,
@@ -229,23 +236,55 @@ def _gates_again(layer: _Saved, before: Tensor, c: Tensor, time: slice) -> tuple
     return z, cells
 
 
-def _backward(layer: _Saved, parts: list[Window], need_weights: bool) -> Iterator[tuple[slice, Tensor, list[Tensor]]]:
-    """Of each window, last one first: its time, the gradients of its gates [n, B, 4H], and those of the weights."""
+def _add_weight_gradients(
+    sums: list[Tensor],
+    layer: _Saved,
+    time: slice,
+    grad_gates: Tensor,
+    before: Tensor,
+    of_peephole: Tensor | None,
+    dtype: torch.dtype,
+) -> None:
+    """A window's gradients of the weights that the layer has, in the operator's order, to those of the windows before.
+
+    `before` [n, B, H]: the hidden states that its steps started from; `dtype`: of the sums.
+    """
+    factors = [(grad_gates, before)]
+    if layer.x is not None:
+        rows, frames = layer.x.seen(time)
+        factors.insert(0, (grad_gates[rows], frames))
+    vectors = [] if layer.weights.bias is None else [grad_gates.sum((0, 1))]
+    vectors += [] if of_peephole is None else [of_peephole]
+    if sums:
+        for total, (left, right) in zip(sums, factors, strict=False):
+            over_steps(left, right, total)
+        for total, vector in zip(sums[len(factors) :], vectors, strict=True):
+            total += vector
+    else:
+        sums += [gradient.to(dtype) for gradient in [over_steps(*each) for each in factors] + vectors]
+
+
+def _backward(layer: _Saved, parts: list[Window], sums: list[Tensor] | None) -> Iterator[tuple[slice, Tensor]]:
+    """Of each window, last one first: its time, and the gradients of its gates [n, B, 4H].
+
+    Those of the weights are added to `sums`, if there is a list.
+    """
     steps, batch, size = layer.output.shape
     grad_h, grad_c = layer.grad_h_n, layer.grad_c_n
     workspace = _native.Workspace()
+    dtype = layer.cells.dtype if len(parts) > 1 else layer.output.dtype
     for index, part in reversed(list(enumerate(parts))):
         time = part.times(steps, layer.reverse)
         c, peephole = layer.cells_before(index, time), layer.weights.peephole
         before = None
-        if need_weights or layer.gates is None:
+        if sums is not None or layer.gates is None:
             before = origins(layer.h_0, layer.lengths, part, steps, layer.reverse).states(layer.output)
         if layer.gates is None:
             gates, cells = _gates_again(layer, before, c, time)
         else:
             gates, cells = stretch(layer.gates, time), stretch(layer.cells, time)
         grad_gates = _native.empty(gates.shape, gates.dtype)
-        grad_peephole = torch.empty_like(peephole) if peephole is not None and need_weights else None
+        grad_peephole = torch.empty_like(peephole) if peephole is not None and sums is not None else None
         _native.lstm_sequence_cpu(
             "bwd",
             workspace,
@@ -270,17 +309,9 @@ def _backward(layer: _Saved, parts: list[Window], need_weights: bool) -> Iterato
             grad_peephole=grad_peephole,
         )
         grad_h, grad_c = layer.grad_h_0, layer.grad_c_0  # in place from one window to the next
-        gradients = []
-        if need_weights:
-            of_gates = turned(grad_gates)
-            if layer.x is not None:
-                rows, frames = layer.x.seen(time)
-                of_seen = of_gates if frames.size(0) == grad_gates.size(0) else turned(grad_gates[rows])
-                gradients.append(weight_gradient(of_seen, turned(frames)))
-            gradients.append(weight_gradient(of_gates, turned(before)))
-            gradients += [] if layer.weights.bias is None else [grad_gates.sum((0, 1))]
-            gradients += [] if grad_peephole is None else [grad_peephole]
-        yield time, grad_gates, gradients
+        if sums is not None:
+            _add_weight_gradients(sums, layer, time, grad_gates, before, grad_peephole, dtype)
+        yield time, grad_gates
 
 
 def backward(
@@ -317,7 +348,7 @@ def backward(
         return gradients_of_nothing(h_0, c_0, inputs, weights, grad_h_n, grad_c_n, need_inputs, need_weights)
     parts = windows(steps, chunk) if recompute else _windows(h_0, steps)
     layers = layer_weights(weights, bool(inputs), num_layers, bias, peephole)
-    totals = Totals(len(layers), len(parts) > 1, c_0.dtype)
+    grad_weights: list[list[Tensor]] = [[] for _ in layers]
     grad_h_0, grad_c_0 = torch.empty_like(h_0), torch.empty_like(c_0)
     grad_inputs: list[Tensor] = []
     for group in range(groups):
@@ -345,11 +376,10 @@ def backward(
                 grad_h_0=grad_h_0[at],
                 grad_c_0=grad_c_0[at],
             )
-            below, to_below = [], layers[place].weight_ih.t().contiguous() if index or need_inputs else None
-            for _time, grad_gates, gradients in _backward(layer, parts, need_weights):
-                totals.add(place, gradients)
-                if to_below is not None:
-                    below.append(linear(grad_gates, to_below))
+            below: list[Tensor] = []
+            for _time, grad_gates in _backward(layer, parts, grad_weights[place] if need_weights else None):
+                if index or need_inputs:
+                    below.append(input_gradient(grad_gates, layers[place].weight_ih))
             if below:
                 order = below if reverse[group] else below[::-1]
                 grad_y = order[0] if len(order) == 1 else torch.cat(order)
@@ -357,4 +387,4 @@ def backward(
             grad_inputs.append(_frames(inputs, group, h_0.dtype, steps, reverse).gradient(grad_y).contiguous())
     if need_inputs and len(inputs) < groups:
         grad_inputs = [torch.stack(grad_inputs).sum(0)]
-    return grad_inputs, grad_h_0, grad_c_0, totals.flat(h_0.dtype) if need_weights else []
+    return grad_inputs, grad_h_0, grad_c_0, [grad.to(h_0.dtype) for grads in grad_weights for grad in grads]
