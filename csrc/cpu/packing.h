@@ -91,7 +91,9 @@ inline void pack_panel(const Stored* const from[4], const int count[4], int64_t 
         Packs rows[kV];
         for (int v = 0; v < kV; ++v) {
           const int64_t there = v < count[j] ? depth - at * kPack : 0;
-          rows[v] = load_packs<Product>(source + v * v_stride + at * kPack, there);
+          const Stored* const row = source + v * v_stride + at * kPack;
+          __builtin_prefetch(row + kRun * kPack, 0, 3);  // rows are too many streams for the processor to follow
+          rows[v] = load_packs<Product>(row, there);
         }
         turn<1>(rows);
         for (int i = 0; i < kV && at + i < end; ++i) place(at + i, rows[i]);
