@@ -50,7 +50,7 @@ struct Frames {
 
   int64_t width;
   int64_t blocks = ceil_div(width, 4 * kV);
-  int64_t stride = padded<Scalar>(width);
+  int64_t stride = padded<Operand<Stored>>(width);
 
   int64_t operands(int64_t batch) const { return (batch + Product<Stored>::kRowsBeyond) * stride; }
   int lanes(int64_t column) const {

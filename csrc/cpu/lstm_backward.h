@@ -18,7 +18,7 @@ struct Backward {
   const LstmSequenceBwd& p;
   const int64_t blocks = ceil_div(p.hidden, 4 * kV);
   const int64_t panel = panel_size<Product<Stored>>(4 * p.hidden);
-  const int64_t stride = padded<Scalar>(4 * p.hidden), slot_rows = p.batch + Product<Stored>::kRowsBeyond;
+  const int64_t stride = padded<Operand<Stored>>(4 * p.hidden), slot_rows = p.batch + Product<Stored>::kRowsBeyond;
   const int64_t before_carried = (blocks * panel + 2 * slot_rows * stride) * sizeof(Operand<Stored>);
   const int64_t before_sums = before_carried + ceil_div(p.batch * p.hidden, kV) * kVectorBytes;
   char* const memory = static_cast<char*>(p.workspace);

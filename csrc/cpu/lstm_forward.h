@@ -18,7 +18,7 @@ struct Forward {
   const LstmSequenceFwd& p;
   const int64_t blocks = ceil_div(p.hidden, kV);
   const int64_t panel = p.weight_hh != nullptr ? panel_size<Product<Stored>>(p.hidden) : 0;
-  const int64_t stride = padded<Scalar>(p.hidden), slot_rows = p.batch + Product<Stored>::kRowsBeyond;
+  const int64_t stride = padded<Operand<Stored>>(p.hidden), slot_rows = p.batch + Product<Stored>::kRowsBeyond;
   Operand<Stored>* const packed = static_cast<Operand<Stored>*>(p.workspace);
 
   Operand<Stored>* slot(int64_t step) const { return packed + blocks * panel + (step % 2) * slot_rows * stride; }

@@ -74,7 +74,7 @@ struct Dense {
   const bool copies = !std::is_same_v<Stored, Packed> || Product<Stored>::kRowsBeyond > 0 ||
                       packs_of<Product<Stored>>(p.depth) * Product<Stored>::kPack != p.depth
                       || p.left.column_stride != 1 || collides();
-  const int64_t stride = copies ? padded<Scalar>(p.depth) : p.left.row_stride;
+  const int64_t stride = copies ? padded<Operand<Stored>>(p.depth) : p.left.row_stride;
   const int64_t copied = copies ? ceil_div((p.rows + Product<Stored>::kRowsBeyond) * stride, 64) * 64 : 0;
   Packed* const memory = static_cast<Packed*>(p.workspace);
   const Packed* const left = copies ? memory : static_cast<const Packed*>(p.left.data);

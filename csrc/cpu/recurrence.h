@@ -18,11 +18,12 @@ using Operand = typename Product<Stored>::Operand;  // of the recurrent product
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t first_of(int64_t items, int rank, int size) { return items * rank / size; }
 
-// Rows of the exchanged workspace are padded to a whole register and one more, so that a power of two does not put
-// every row on the same cache set.
-template <class Scalar>
+// Rows of the exchanged workspace are padded to a whole cache line and one more, so that a power of two does not put
+// every row on the same cache set, and no load of 64 bytes takes two lines.
+template <class Operand>
 constexpr int64_t padded(int64_t width) {
-  return (ceil_div(width, kLanes<Scalar>) + 1) * kLanes<Scalar>;
+  constexpr int64_t kLine = kCacheLine / sizeof(Operand);
+  return (ceil_div(width, kLine) + 1) * kLine;
 }
 
 // What a product reads of exchanged rows without anybody's writing it: zeros behind `width` columns.
