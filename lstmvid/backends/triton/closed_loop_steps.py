@@ -12,13 +12,12 @@ from ..windows import Window, windows
 from . import graphs
 from .configuration import Tile, choose_tile, operands
 from .launch import is_amd, limits_of, on
-from .record_kernels import loop_record_kernel, lstm_record_kernel
+from .record_kernels import LOOP_ROW, loop_record_kernel, lstm_record_kernel
 from .recurrence import Record, Recurrence, is_aligned, numbers
 
 FIELDS = tuple(loop_record_kernel.arg_names[1:])  # of a product's record
 GRAPH_STEPS = 256  # of a graph at most
 WORK_BYTES = 64 << 20  # of what lives for the steps of a graph only: large steps are fewer in one
-_ROW = 32  # int64 of a row of the table: no less than either record, and 16 bytes divide it
 
 
 def pieces(steps: int, step_bytes: int) -> list[Window]:
@@ -40,7 +39,7 @@ class Steps:
         self.flags = {name: self.recurrence.flags[name] for name in ("DTYPE", "PRECISION")}
         self.kind = operands(h_0.dtype, self.flags["PRECISION"])
         # Rows of the layers, then of the products.
-        self.table = torch.empty(self.layers + products, _ROW, dtype=torch.int64, device=h_0.device)
+        self.table = torch.empty(self.layers + products, LOOP_ROW.value, dtype=torch.int64, device=h_0.device)
 
     def run(
         self,

@@ -13,7 +13,7 @@ import torch
 
 import lstmvid
 from lstmvid.backends.triton import closed_loop_kernels as kernels
-from lstmvid.backends.triton import closed_loop_steps, configuration, gate_sums, graphs, launch
+from lstmvid.backends.triton import closed_loop_steps, configuration, gate_sums, graphs, launch, record_kernels
 from lstmvid.backends.windows import Window
 from lstmvid.testing import LoopCase, check, run_loop
 
@@ -282,9 +282,9 @@ def test_a_composite_sees_what_it_says(likelihood, feedback):
 
 def test_a_record_has_the_places_that_the_kernels_read():
     for place, name in enumerate(closed_loop_steps.FIELDS):
-        assert getattr(kernels, f"_{name.upper()}").value == place
+        assert getattr(record_kernels, f"LOOP_{name.upper()}").value == place
     longest = max(len(closed_loop_steps.FIELDS), len(closed_loop_steps.numbers({})))
-    assert longest <= closed_loop_steps._ROW
+    assert longest <= record_kernels.LOOP_ROW.value
 
 
 def test_the_planner_chooses_a_launch_a_step():
