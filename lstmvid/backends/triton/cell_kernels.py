@@ -50,13 +50,18 @@ def tanh(x):
 
 
 @triton.jit
-def peepholes_of(fields, hidden, offs_h, mask_h, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """(i, f, o), each of the shape of `offs_h`."""
-    peephole = pointer_of(fields, PEEPHOLE, DTYPE, ALIGNED) + offs_h
-    p_i = tl.load(peephole, mask=mask_h, other=0.0).to(tl.float32)
-    p_f = tl.load(peephole + hidden, mask=mask_h, other=0.0).to(tl.float32)
-    p_o = tl.load(peephole + 2 * hidden, mask=mask_h, other=0.0).to(tl.float32)
-    return p_i, p_f, p_o
+def peepholes_of(
+    fields, hidden, offs_h, mask_h, DTYPE: tl.constexpr, HAS_PEEPHOLE: tl.constexpr, ALIGNED: tl.constexpr
+):
+    """(i, f, o), each of the shape of `offs_h`; zeros if there are none."""
+    peepholes = (0.0, 0.0, 0.0)
+    if HAS_PEEPHOLE:
+        peephole = pointer_of(fields, PEEPHOLE, DTYPE, ALIGNED) + offs_h
+        p_i = tl.load(peephole, mask=mask_h, other=0.0).to(tl.float32)
+        p_f = tl.load(peephole + hidden, mask=mask_h, other=0.0).to(tl.float32)
+        p_o = tl.load(peephole + 2 * hidden, mask=mask_h, other=0.0).to(tl.float32)
+        peepholes = (p_i, p_f, p_o)
+    return peepholes
 
 
 @triton.jit
@@ -96,7 +101,8 @@ def gates_of(z, c, peepholes, HAS_PEEPHOLE: tl.constexpr):
     if HAS_PEEPHOLE:
         z_i += p_i * c
         z_f += p_f * c
-    i, f, g = tl.sigmoid(z_i), tl.sigmoid(z_f), tanh(z_g)
+    g = tanh(z_g)  # before the others: in another order Triton 3.9 aborts, for float32 without peepholes
+    i, f = tl.sigmoid(z_i), tl.sigmoid(z_f)
     c = f * c + i * g
     if HAS_PEEPHOLE:
         z_o += p_o * c
@@ -124,9 +130,11 @@ def advance(
     z,
     h,
     c,
+    peepholes,
     DTYPE: tl.constexpr,
     HAS_PEEPHOLE: tl.constexpr,
     IS_RAGGED: tl.constexpr,
+    SAVE_OUTPUT: tl.constexpr,
     SAVE_CELLS: tl.constexpr,
     SAVE_GATES: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -134,20 +142,17 @@ def advance(
     """The new (h, c) of a step, from full pre-activations and the old ones; stores what the step leaves."""
     batch, hidden, offs_b, offs_h, mask_b, mask_h = tile
     mask = mask_b[:, None] & mask_h[None, :]
-    peepholes = (0.0, 0.0, 0.0)
-    if HAS_PEEPHOLE:
-        peepholes = peepholes_of(fields, hidden, offs_h[None, :], mask_h[None, :], DTYPE, ALIGNED)
     activated, c_new = gates_of(z, c, peepholes, HAS_PEEPHOLE)
     h_new = rounded(activated[3] * tanh(c_new), DTYPE)
     row = time * batch + offs_b[:, None]
-    output = pointer_of(fields, OUTPUT, DTYPE, ALIGNED) + row * hidden + offs_h[None, :]
+    output = h_new
     if IS_RAGGED:
         active = active_at(fields, time, offs_b, mask_b)[:, None]
-        tl.store(output, tl.where(active, h_new, 0.0), mask=mask)
+        output = tl.where(active, h_new, 0.0)
         h_new = tl.where(active, h_new, h)
         c_new = tl.where(active, c_new, c)
-    else:
-        tl.store(output, h_new, mask=mask)
+    if SAVE_OUTPUT:
+        tl.store(pointer_of(fields, OUTPUT, DTYPE, ALIGNED) + row * hidden + offs_h[None, :], output, mask=mask)
     if SAVE_CELLS:
         cells = pointer_of(fields, CELLS, tl.float32, ALIGNED) + row * hidden + offs_h[None, :]
         tl.store(cells, c_new, mask=mask)
@@ -165,6 +170,7 @@ def retreat(
     tile,
     dh,
     dc,
+    peepholes,
     DTYPE: tl.constexpr,
     HAS_PEEPHOLE: tl.constexpr,
     IS_RAGGED: tl.constexpr,
@@ -196,14 +202,13 @@ def retreat(
     dz_o = dh_all * tanh_c * o * (1.0 - o)
     dc_all = dc + dh_all * o * (1.0 - tanh_c * tanh_c)
     if HAS_PEEPHOLE:
-        p_i, p_f, p_o = peepholes_of(fields, hidden, offs_h[None, :], mask_h[None, :], DTYPE, ALIGNED)
-        dc_all += dz_o * p_o
+        dc_all += dz_o * peepholes[2]
     dz_i = dc_all * g * i * (1.0 - i)
     dz_f = dc_all * c_before * f * (1.0 - f)
     dz_g = dc_all * i * (1.0 - g * g)
     dc_before = dc_all * f
     if HAS_PEEPHOLE:
-        dc_before += dz_i * p_i + dz_f * p_f
+        dc_before += dz_i * peepholes[0] + dz_f * peepholes[1]
     if IS_RAGGED:
         active = active_at(fields, time, offs_b, mask_b)[:, None]
         dz_i, dz_f = tl.where(active, dz_i, 0.0), tl.where(active, dz_f, 0.0)

@@ -95,9 +95,10 @@ def lstm_step_fwd_kernel(
     c_ptr = pointer_of(fields, C, tl.float32, ALIGNED) + unit
     h = tl.load(h_from + unit, mask=mask, other=0.0)
     c = tl.load(c_ptr, mask=mask, other=0.0)
+    peepholes = peepholes_of(fields, hidden, offs_h[None, :], mask_h[None, :], DTYPE, HAS_PEEPHOLE, ALIGNED)
     h, c = advance(
-        *(fields, time, tile, (z_i, z_f, z_g, z_o), h, c),
-        *(DTYPE, HAS_PEEPHOLE, IS_RAGGED, SAVE_CELLS, SAVE_GATES, ALIGNED),
+        *(fields, time, tile, (z_i, z_f, z_g, z_o), h, c, peepholes),
+        *(DTYPE, HAS_PEEPHOLE, IS_RAGGED, True, SAVE_CELLS, SAVE_GATES, ALIGNED),
     )
     tl.store(h_to + unit, h, mask=mask)
     tl.store(c_ptr, c, mask=mask)
@@ -148,9 +149,10 @@ def lstm_loop_fwd_kernel(
         z_f = tl.dot(operand(h), w_f, z_f, input_precision=PRECISION)
         z_g = tl.dot(operand(h), w_g, z_g, input_precision=PRECISION)
         z_o = tl.dot(operand(h), w_o, z_o, input_precision=PRECISION)
+        peepholes = peepholes_of(fields, hidden, offs_h[None, :], mask_h[None, :], DTYPE, HAS_PEEPHOLE, ALIGNED)
         h, c = advance(
-            *(fields, time, tile, (z_i, z_f, z_g, z_o), h, c),
-            *(DTYPE, HAS_PEEPHOLE, IS_RAGGED, SAVE_CELLS, SAVE_GATES, ALIGNED),
+            *(fields, time, tile, (z_i, z_f, z_g, z_o), h, c, peepholes),
+            *(DTYPE, HAS_PEEPHOLE, IS_RAGGED, True, SAVE_CELLS, SAVE_GATES, ALIGNED),
         )
         z_i, z_f, z_g, z_o, time = n_i, n_f, n_g, n_o, later
     tl.store(h_ptr, h, mask=mask)
@@ -209,8 +211,9 @@ def lstm_step_bwd_kernel(
         dh = tl.load(h_ptr, mask=mask, other=0.0)
     if position >= 0:
         dc = tl.load(c_ptr, mask=mask, other=0.0)
+        peepholes = peepholes_of(fields, hidden, offs_h[None, :], mask_h[None, :], DTYPE, HAS_PEEPHOLE, ALIGNED)
         _dz, dc = retreat(
-            *(fields, position, steps, (batch, hidden, offs_b, offs_h, mask_b, mask_h), dh, dc),
+            *(fields, position, steps, (batch, hidden, offs_b, offs_h, mask_b, mask_h), dh, dc, peepholes),
             *(DTYPE, HAS_PEEPHOLE, IS_RAGGED, HAS_GRAD_OUTPUT, HAS_GRAD_CELLS, ALIGNED),
         )
         tl.store(c_ptr, dc, mask=mask)
@@ -252,8 +255,9 @@ def lstm_loop_bwd_kernel(
     dc = tl.load(c_ptr, mask=mask, other=0.0)
     for done in range(steps):
         position = steps - 1 - done
+        peepholes = peepholes_of(fields, hidden, offs_h[None, :], mask_h[None, :], DTYPE, HAS_PEEPHOLE, ALIGNED)
         dz, dc = retreat(
-            *(fields, position, steps, (batch, hidden, offs_b, offs_h, mask_b, mask_h), dh, dc),
+            *(fields, position, steps, (batch, hidden, offs_b, offs_h, mask_b, mask_h), dh, dc, peepholes),
             *(DTYPE, HAS_PEEPHOLE, IS_RAGGED, HAS_GRAD_OUTPUT, HAS_GRAD_CELLS, ALIGNED),
         )
         dh_before = tl.dot(operand(dz[0]), w_i, input_precision=PRECISION)
@@ -291,9 +295,7 @@ def lstm_gates_kernel(
     gates = pointer_of(fields, GATES, DTYPE, False) + offs_b * (4 * hidden) + offs_h
     cells = pointer_of(fields, CELLS, tl.float32, False) + offs
     c = tl.load(pointer_of(fields, C_START, tl.float32, False) + offs, mask=mask, other=0.0)
-    peepholes = (0.0, 0.0, 0.0)
-    if HAS_PEEPHOLE:
-        peepholes = peepholes_of(fields, hidden, offs_h, mask, DTYPE, False)
+    peepholes = peepholes_of(fields, hidden, offs_h, mask, DTYPE, HAS_PEEPHOLE, False)
     for position in range(steps):
         time = time_of(fields, position, steps)
         z = gates + time * batch * (4 * hidden)
