@@ -131,10 +131,10 @@ def loop_whole_fwd_kernel(
         time = tl.cast(position, tl.int64)
         place = time * batch * frame_size + frame
         if HAS_TRUTH:  # on its way while the step is computed
-            is_inside = offs_b < tl.where(time + 1 < steps, batch, 0)
-            is_own = owned(head, position, batch, offs_b, is_inside)[:, None]
+            has_next = (mask_b & (position + 1 < steps)) != 0  # of which the interpreter makes a mask, too
+            is_own = owned(head, position, batch, offs_b, has_next)[:, None]
             true = pointer_of(head, LOOP_TRUTH, DTYPE, ALIGNED) + place
-            true = tl.load(true, mask=mask_frame & is_inside[:, None], other=0.0)
+            true = tl.load(true, mask=has_next[:, None] & mask_d[None, :], other=0.0)
         next_h, next_c, below = (), (), seen
         for index in tl.static_range(LAYERS):
             layer, zero = table_ptr + index * LOOP_ROW, tl.zeros([BLOCK_B, BLOCK_H], tl.float32)
@@ -211,15 +211,14 @@ def loop_whole_bwd_kernel(
     of_seen = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)  # with respect to the frame that the step after this one sees
     for done in range(steps):
         position = steps - 1 - done
-        time = tl.cast(position, tl.int64)
-        place = time * batch * frame_size + frame
+        place = tl.cast(position, tl.int64) * batch * frame_size + frame
         dz = of_seen
         if LINK != "identity":
             z = tl.load(pointer_of(head, LOOP_Z, DTYPE, ALIGNED) + place, mask=mask_frame, other=0.0).to(tl.float32)
             dz = through_link(dz, z, LINK)
         if HAS_TRUTH:
-            is_inside = offs_b < tl.where(time + 1 < steps, batch, 0)
-            dz = tl.where(owned(head, position, batch, offs_b, is_inside)[:, None], dz, 0.0)
+            has_next = (mask_b & (position + 1 < steps)) != 0
+            dz = tl.where(owned(head, position, batch, offs_b, has_next)[:, None], dz, 0.0)
         if HAS_GRAD_Z:
             given = pointer_of(head, LOOP_GRAD_Z, DTYPE, ALIGNED) + place
             dz += tl.load(given, mask=mask_frame, other=0.0).to(tl.float32)

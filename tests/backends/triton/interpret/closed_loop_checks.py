@@ -150,6 +150,21 @@ def test_sequences_know_nothing_of_each_other():
         assert torch.equal(values[name], together[name][:, -2:]), name
 
 
+@torch.no_grad()
+def test_a_frame_comes_from_z_as_it_is_returned(way):
+    """Rounded: the same frames given as true ones change no bit."""
+    case = LoopCase(steps=3, batch=4, frame_size=30, dtype=torch.bfloat16)
+    tensors = {key: [tensor.bfloat16() for tensor in given] for key, given in case.tensors.items()}
+    h_0, c_0 = tensors["state"]
+    call = (None, h_0, c_0.float(), tensors["weights"], *tensors["head"])
+    options = (case.steps, True, False, "sigmoid", False, "triton")
+    z, h_n, _, *_ = torch.ops.lstmvid.closed_loop(*call, None, None, *options)
+    frames = torch.sigmoid(z[:-1].float()).bfloat16()
+    given = torch.ops.lstmvid.closed_loop(*call, frames, torch.zeros(2, 4, dtype=torch.bool), *options)
+    assert torch.equal(given[0], z)
+    assert torch.equal(given[1], h_n)
+
+
 def test_weights_that_changed_are_seen(way):
     """In place, as an optimiser does, and moved to other memory."""
     model = lstmvid.FusedComposite(6, 5, num_layers=2, reconstruct=None, backend="triton")
