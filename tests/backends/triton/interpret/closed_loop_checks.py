@@ -104,21 +104,29 @@ def layers_of(way: SimpleNamespace) -> int:
     return 1 if way.name == "all_steps" else 2
 
 
-def test_one_launch_is_one_launch(monkeypatch):
-    """However long, and no CUDA graph."""
-    grids = []
+def watched_kernel(monkeypatch, name: str) -> list[tuple[tuple[int, ...], dict]]:
+    """Grid and flags of each launch of forward's kernel of that name, as they come."""
+    kernel, seen = getattr(closed_loop_fwd, name), []
 
     class Watched:
         def __getitem__(self, grid):
-            grids.append(grid)
-            return kernel_itself[grid]
+            def launch(*arguments, **flags) -> None:
+                seen.append((grid, flags))
+                kernel[grid](*arguments, **flags)
 
-    kernel_itself = closed_loop_fwd.loop_whole_fwd_kernel
-    monkeypatch.setattr(closed_loop_fwd, "loop_whole_fwd_kernel", Watched())
+            return launch
+
+    monkeypatch.setattr(closed_loop_fwd, name, Watched())
+    return seen
+
+
+def test_one_launch_is_one_launch(monkeypatch):
+    """However long, and no CUDA graph."""
+    seen = watched_kernel(monkeypatch, "loop_whole_fwd_kernel")
     monkeypatch.setattr(closed_loop_steps, "GRAPH_STEPS", 2)
     monkeypatch.setattr(closed_loop_steps.graphs, "run", None)
-    check(LoopCase(**MIXED | {"steps": 7, "batch": 33}), "triton", backward=False)
-    assert grids == [(3,)]
+    check(LoopCase(**MIXED | {"steps": 3, "batch": 33}), "triton", backward=False)
+    assert [grid for grid, _ in seen] == [(3,)]
 
 
 @torch.no_grad()
@@ -182,14 +190,8 @@ def test_weights_that_changed_are_seen(way):
 
 def test_tensors_that_begin_anywhere(way, monkeypatch):
     """Parts of a larger tensor, at an odd element: then nobody promises the compiler more."""
-    case, promised = LoopCase(**MIXED | {"hidden_size": 16, "frame_size": 16, "steps": 2}), []
-    launch = getattr(closed_loop_steps.Steps, way.name)
-
-    def watched(*arguments, **flags) -> None:
-        promised.append(arguments[-1])
-        launch(*arguments, **flags)
-
-    monkeypatch.setattr(closed_loop_steps.Steps, way.name, watched)
+    case = LoopCase(**MIXED | {"hidden_size": 16, "frame_size": 16, "steps": 2})
+    seen = watched_kernel(monkeypatch, "loop_whole_fwd_kernel" if way.name == "all_steps" else "loop_head_kernel")
     tensors = {key: [tensor.float() for tensor in given] for key, given in case.tensors.items()}
 
     def call() -> list[torch.Tensor]:
@@ -199,14 +201,14 @@ def test_tensors_that_begin_anywhere(way, monkeypatch):
         return torch.ops.lstmvid.closed_loop(*frames, tensors["weights"], *tensors["head"], *mixture, *options)
 
     expected = call()
-    assert set(promised) == {True}
-    promised.clear()
+    assert {flags["ALIGNED"] for _, flags in seen} == {True}
+    seen.clear()
     for key, given in tensors.items():
         tensors[key] = [torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape) for tensor in given]
     assert tensors["weights"][0].data_ptr() % 16
     for ours, wanted in zip(call(), expected, strict=True):
         assert torch.equal(ours, wanted)
-    assert set(promised) == {False}
+    assert {flags["ALIGNED"] for _, flags in seen} == {False}
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
