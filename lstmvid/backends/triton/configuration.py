@@ -49,7 +49,7 @@ class WholeLoop(NamedTuple):
 # By how products are computed, and whether backward; smaller ones first. All weights lie in shared memory. Forward
 # nothing is read in a step but true frames, which come early by themselves; backward a second stage fetches what was
 # kept. Where weights don't fit, reading them again in each step takes longer than the launches: two layers of 64 units
-# in float32 are 272 KB, 7 microseconds from L2.
+# in float32 are 272 KB, 7 microseconds from L2. Bytes are the most of Triton 3.6 and 3.9.
 NVIDIA_LOOPS = {
     ("16 bits", False): (
         WholeLoop(32, 32, 1, 4, 1, 22528),
