@@ -69,7 +69,7 @@ NVIDIA_LOOPS = {
         WholeLoop(64, 64, 1, 8, 2, 104448),
         WholeLoop(64, 128, 1, 8, 2, 149504),
         WholeLoop(64, 256, 1, 8, 1, 208896),
-        WholeLoop(128, 32, 1, 8, 2, 227328),
+        WholeLoop(128, 32, 1, 8, 1, 192512),
         WholeLoop(32, 32, 2, 4, 2, 58368),
         WholeLoop(32, 128, 2, 4, 2, 96256),
         WholeLoop(64, 64, 2, 8, 2, 186368),
