@@ -7,7 +7,8 @@ between a long and a short unroll over the difference of their steps, so that wh
 launching) drops out; it is reported by itself. `groups`: two recurrences in one launch beside one. `layers`: a stack as
 the planner runs it, as a wavefront maybe, beside one layer after the other. No layer has an input, and backward only
 the initial state's gradient is asked for, so that no library GEMM is in the first two. `closed loops`: a step of a
-decoder on its own output by the backend triton, beside plain torch, which `"auto"` takes. Needs an NVIDIA GPU.
+decoder on its own output by the backend triton, beside plain torch, which `"auto"` takes, and small ones, which are one
+launch, beside the launches a step that they would be. Needs an NVIDIA GPU.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class LoopShape(NamedTuple):
     layers: int
 
 
-LOOPS = [LoopShape(*of, batch, 2) for of in ((4096, 2048), (1024, 512), (256, 64)) for batch in (16, 80, 1)]
+LOOPS = [LoopShape(*of, batch, 2) for of in ((4096, 2048), (1024, 512), (256, 64), (64, 64)) for batch in (16, 80, 1)]
 
 
 class Timed(NamedTuple):
@@ -196,7 +197,7 @@ def group_rows(timed: Timed, shape: Shape, limits: planner.DeviceLimits) -> Iter
 
 
 def never(*_sizes, **_options) -> None:
-    """In place of the wavefronts' planner: layers run one after the other."""
+    """In place of a planner's choice: layers run one after the other, and steps of a closed loop."""
 
 
 def layer_rows(timed: Timed, shape: Shape, limits: planner.DeviceLimits) -> Iterator[dict]:
@@ -218,11 +219,26 @@ def layer_rows(timed: Timed, shape: Shape, limits: planner.DeviceLimits) -> Iter
     yield row | {"predicted_us": found.microseconds if found else None}
 
 
+def by_steps(call: measure.Call) -> object:
+    """The call with launches for each step of a closed loop."""
+    from lstmvid.backends.triton import closed_loop_steps
+
+    whole = closed_loop_steps.choose_whole
+    closed_loop_steps.choose_whole = never
+    try:
+        return call()
+    finally:
+        closed_loop_steps.choose_whole = whole
+
+
 def loop_rows(timed: Timed, shape: LoopShape, _limits: planner.DeviceLimits) -> Iterator[dict]:
     """Microseconds a step of each backend, and what it reads of weights at least."""
     request = backends.Request(timed.device, timed.dtype, closed_loop=True)
     names = [name for name in ("triton", "reference") if backends.unavailable(name, request) is None]
-    times = timed.medians({name: timed.loop(shape, name) for name in names})
+    calls = {name: timed.loop(shape, name) for name in names}
+    if "triton" in calls and shape.hidden <= 64:
+        calls["triton_by_steps"] = partial(by_steps, calls["triton"])
+    times = timed.medians(calls)
     frame, hidden, _, layers = shape
     count = 4 * hidden * (frame + (2 * layers - 1) * hidden) + frame * hidden
     row = {"steps": LOOP_STEPS, "weight_bytes": count * timed.dtype.itemsize}

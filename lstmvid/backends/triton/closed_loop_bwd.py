@@ -15,7 +15,8 @@ from ..streaming import outputs_read
 from ..weight_gradients import Saved, loop_gradients_of_nothing, weight_gradients
 from ..windows import Window, origins
 from .closed_loop_kernels import loop_back_kernel, loop_frame_bwd_kernel
-from .closed_loop_steps import Steps, pieces
+from .closed_loop_steps import Steps
+from .closed_loop_whole_kernels import loop_whole_bwd_kernel
 from .gate_sums import vector_gradients
 from .recurrence import Record
 
@@ -44,24 +45,26 @@ class _Run:
         self.call, self.grad_h, self.grad_c = call, grad_h, grad_c
         self.num_layers, self.steps, batch, size = call.cells.shape
         self.grad_frames, self.grad_gates = torch.empty_like(call.z), torch.empty_like(call.gates)
-        self.pieces = pieces(self.steps, batch * size * call.z.element_size())
-        # Work of a window, each layer's in turn: the gradient of its output.
-        self.above = call.z.new_empty(self.pieces[0].end, batch, size)
         self.launcher = Steps(
             call.gates[:, 0, :, :size],  # of the sizes of a state
-            self.num_layers + 1,
+            call.z.size(-1),
             backward=True,
             HAS_PEEPHOLE=call.layers[0].peephole is not None,
             HAS_GRAD_OUTPUT=True,
             HAS_GRAD_CELLS=False,
         )
+        self.pieces = self.launcher.pieces(self.steps, batch * size * call.z.element_size())
+        # Work of a window, each layer's in turn: the gradient of its output. One launch for all steps has none.
+        self.above = None
+        if self.launcher.whole is None:
+            self.above = call.z.new_empty(self.pieces[0].end, batch, size)
 
     def run(self) -> None:
         """All steps."""
         call = self.call
         for piece in reversed(self.pieces):
             count, has_later = piece.end - piece.first, piece.end < self.steps
-            key = (count, has_later, call.z.size(-1), call.link, call.own is not None, call.grad_z is not None)
+            key = (count, has_later, call.link, call.own is not None, call.grad_z is not None)
             recurrences = [self._recurrence(index, piece) for index in range(self.num_layers)]
             products = [self._frame(piece), *(self._above(index, piece) for index in range(self.num_layers))]
             self.launcher.run(
@@ -73,6 +76,10 @@ class _Run:
         call, launcher, top = self.call, self.launcher, self.num_layers - 1
         size, frame = call.cells.size(-1), call.z.size(-1)
         flags = {"LINK": call.link, "HAS_TRUTH": call.own is not None, "HAS_GRAD_Z": call.grad_z is not None}
+        if launcher.whole is not None:
+            flags["HAS_PEEPHOLE"] = call.layers[0].peephole is not None
+            launcher.all_steps(loop_whole_bwd_kernel, table, steps, aligned, **flags)
+            return
         for position in reversed(range(steps)):
             flags["HAS_LATER"] = has_later or position + 1 < steps
             launcher.product(loop_frame_bwd_kernel, table, 0, position, 4 * size, frame, aligned, **flags)

@@ -1,4 +1,4 @@
-"""`closed_loop` on Triton, forward: allocates, and launches the steps a graph's length at a time."""
+"""`closed_loop` on Triton, forward: allocates, and launches all steps at once or a graph's length at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from ..layers import Weights, layer_weights
 from ..windows import Window
 from .closed_loop_kernels import loop_head_kernel, loop_projection_kernel
-from .closed_loop_steps import Steps, pieces
+from .closed_loop_steps import Steps
+from .closed_loop_whole_kernels import loop_whole_fwd_kernel
 from .recurrence import Record
 
 
@@ -40,7 +41,8 @@ class _Call(NamedTuple):
 class _Run:
     """A call on its way through the steps.
 
-    What isn't kept is work of a window: the hidden states, and one layer's projections at a time.
+    What isn't kept is work of a window: the hidden states, and one layer's projections at a time. One launch for all
+    steps has none.
     """
 
     def __init__(self, call: _Call, first: Tensor | None, h_0: Tensor) -> None:
@@ -49,18 +51,9 @@ class _Run:
         self.frame = call.z.new_zeros(batch, call.z.size(-1))  # what the next step sees: at first maybe nothing
         if first is not None:
             self.frame.copy_(first)
-        # Steps read h in one and write it into the other.
-        self.h = h_0.new_empty(2, num_layers, batch, size)
-        self.h[0] = h_0
-        step_bytes = 0 if call.kept else (num_layers + 4) * batch * size * h_0.element_size()
-        self.pieces = pieces(self.steps, step_bytes)
-        if call.kept is None:
-            longest = self.pieces[0].end
-            self.hidden = h_0.new_empty(num_layers, longest, batch, size)
-            self.projection = h_0.new_empty(longest, batch, 4 * size)
         self.launcher = Steps(
-            self.h[0],
-            num_layers + 1,
+            h_0,
+            call.z.size(-1),
             backward=False,
             HAS_PROJECTION=True,
             HAS_BIAS=False,  # it comes with the projection
@@ -68,24 +61,40 @@ class _Run:
             SAVE_CELLS=call.kept is not None,
             SAVE_GATES=call.kept is not None,
         )
+        is_whole = self.launcher.whole is not None
+        # Steps read h in one and write it into the other; one launch for all of them in the same.
+        self.h = h_0.new_empty(1 if is_whole else 2, num_layers, batch, size)
+        self.h[0] = h_0
+        step_bytes = 0 if call.kept else (num_layers + 4) * batch * size * h_0.element_size()
+        self.pieces = self.launcher.pieces(self.steps, step_bytes)
+        self.hidden = self.projection = None
+        if call.kept is None and not is_whole:
+            longest = self.pieces[0].end
+            self.hidden = h_0.new_empty(num_layers, longest, batch, size)
+            self.projection = h_0.new_empty(longest, batch, 4 * size)
 
     def run(self) -> Tensor:
         """All steps; returns the final h [L, B, H]."""
         call, indices = self.call, range(len(self.call.layers))
         for piece in self.pieces:
             count, has_next = piece.end - piece.first, piece.end < self.steps
-            key = (count, has_next, call.z.size(-1), call.layers[0].bias is not None, call.link, call.own is not None)
+            key = (count, has_next, call.layers[0].bias is not None, call.link, call.own is not None)
             recurrences = [self._recurrence(index, piece) for index in indices]
             products = [*(self._projection(index, piece) for index in indices), self._head(piece)]
             self.launcher.run(
                 *(key, recurrences, products),
                 lambda table, aligned, count=count, has_next=has_next: self._launch(table, aligned, count, has_next),
             )
-        return self.h[self.steps % 2]
+        return self.h[self.steps % len(self.h)]
 
     def _launch(self, table: Tensor, aligned: bool, steps: int, has_next: bool) -> None:
         call, launcher, size, frame = self.call, self.launcher, self.size, self.call.z.size(-1)
         num_layers, has_bias = len(call.layers), call.layers[0].bias is not None
+        if launcher.whole is not None:
+            flags = {"LINK": call.link, "HAS_BIAS": has_bias, "HAS_PEEPHOLE": call.layers[0].peephole is not None}
+            flags |= {"HAS_TRUTH": call.own is not None, "SAVE": call.kept is not None}
+            launcher.all_steps(loop_whole_fwd_kernel, table, steps, aligned, **flags)
+            return
         for position in range(steps):
             for index in range(num_layers):
                 depth = size if index else frame
@@ -96,26 +105,27 @@ class _Run:
             flags["HAS_NEXT"] = has_next or position + 1 < steps
             launcher.product(loop_head_kernel, table, num_layers, position, size, frame, aligned, **flags)
 
-    def _hidden(self, index: int, piece: Window) -> Tensor:
-        """Of a layer, [n, B, H]."""
-        if self.call.kept is None:
-            return self.hidden[index, : piece.end - piece.first]
-        return self.call.kept.hidden[index, piece.first : piece.end]
+    def _hidden(self, index: int, piece: Window) -> Tensor | None:
+        """Of a layer, [n, B, H], if anything is to have them."""
+        if self.call.kept is not None:
+            return self.call.kept.hidden[index, piece.first : piece.end]
+        return None if self.hidden is None else self.hidden[index, : piece.end - piece.first]
 
-    def _gates(self, index: int, piece: Window) -> Tensor:
+    def _gates(self, index: int, piece: Window) -> Tensor | None:
         """[n, B, 4H]: the projections of a layer and, where they are kept, its gates."""
-        if self.call.kept is None:
-            return self.projection[: piece.end - piece.first]
-        return self.call.kept.gates[index, piece.first : piece.end]
+        if self.call.kept is not None:
+            return self.call.kept.gates[index, piece.first : piece.end]
+        return None if self.projection is None else self.projection[: piece.end - piece.first]
 
     def _recurrence(self, index: int, piece: Window) -> Record:
-        slot, layer, kept = piece.first % 2, self.call.layers[index], self.call.kept
+        layer, kept = self.call.layers[index], self.call.kept
+        h_from, h_to = (self.h[(piece.first + after) % len(self.h), index] for after in (0, 1))
         return {
             "weight_hh": layer.weight_hh,
             "projection": self._gates(index, piece),
             "peephole": layer.peephole,
-            "h_from": self.h[slot, index],
-            "h_to": self.h[1 - slot, index],
+            "h_from": h_from,
+            "h_to": h_to,
             "c": self.call.c_n[index],
             "output": self._hidden(index, piece),
             "cells": None if kept is None else kept.cells[index, piece.first : piece.end],

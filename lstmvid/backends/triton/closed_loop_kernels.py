@@ -16,33 +16,19 @@ rows are 64 bits wide.
 import triton
 import triton.language as tl
 
-# Places in a record: the arguments of record_kernels.py, in their order.
-_SOURCE, _WEIGHT, _BIAS, _TARGET, _FRAME, _TRUTH, _OWN, _Z, _GRAD_Z = map(tl.constexpr, range(9))
-
-# Triton's interpreter can't multiply bfloat16, and cuts off where a GPU rounds to nearest.
-_IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-
-
-@triton.jit
-def _pointer(record, FIELD: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    pointer = tl.load(record + FIELD).to(tl.pointer_type(DTYPE))
-    if ALIGNED:  # else the compiler, which sees no argument to tell it, would load element by element
-        pointer = tl.multiple_of(pointer, 16)
-    return pointer
-
-
-@triton.jit
-def _operand(x):
-    return x.to(tl.float32) if _IS_INTERPRETED else x
-
-
-@triton.jit
-def _rounded(x, DTYPE: tl.constexpr):
-    """Float32 `x` as DTYPE, to nearest even."""
-    if _IS_INTERPRETED and tl.bfloat16 == DTYPE:
-        bits = x.to(tl.int32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
-    return x.to(DTYPE)
+from .operand_kernels import operand, rounded
+from .record_kernels import (
+    LOOP_BIAS,
+    LOOP_FRAME,
+    LOOP_GRAD_Z,
+    LOOP_OWN,
+    LOOP_SOURCE,
+    LOOP_TARGET,
+    LOOP_TRUTH,
+    LOOP_WEIGHT,
+    LOOP_Z,
+    pointer_of,
+)
 
 
 @triton.jit
@@ -77,25 +63,46 @@ def _product(
         offs_k = k + tl.arange(0, BLOCK_K)
         mask_k = offs_k < depth
         mask_x, mask_w = mask_b[:, None] & mask_k[None, :], mask_k[:, None] & mask_n[None, :]
-        x = _operand(tl.load(source + offs_b[:, None] * depth + offs_k[None, :], mask=mask_x, other=0.0))  # [B, K]
+        x = operand(tl.load(source + offs_b[:, None] * depth + offs_k[None, :], mask=mask_x, other=0.0))  # [B, K]
         if IS_TURNED:
             w = column + offs_k[:, None]  # [K, N]
         else:
             w = column + offs_k[:, None].to(tl.int64) * columns
-        total = tl.dot(x, _operand(tl.load(w, mask=mask_w, other=0.0)), total, input_precision=PRECISION)
+        total = tl.dot(x, operand(tl.load(w, mask=mask_w, other=0.0)), total, input_precision=PRECISION)
     return total
 
 
 @triton.jit
 def _add_bias(total, record, offs_n, mask_n, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    bias = tl.load(_pointer(record, _BIAS, DTYPE, ALIGNED) + offs_n, mask=mask_n, other=0.0)
+    bias = tl.load(pointer_of(record, LOOP_BIAS, DTYPE, ALIGNED) + offs_n, mask=mask_n, other=0.0)
     return total + bias.to(tl.float32)[None, :]
 
 
 @triton.jit
-def _owned(record, position, batch, offs_b, mask_b):
+def linked(z, LINK: tl.constexpr):
+    """The frame that z stands for, both float32."""
+    if LINK == "sigmoid":
+        z = tl.sigmoid(z)
+    elif LINK == "rectifier":
+        z = tl.where(z <= 0, 0.0, z)  # so that NaN stays
+    return z
+
+
+@triton.jit
+def through_link(gradient, z, LINK: tl.constexpr):
+    """The gradient of z, from that of the frame it stands for."""
+    if LINK == "sigmoid":
+        y = tl.sigmoid(z)
+        gradient *= y * (1.0 - y)
+    elif LINK == "rectifier":
+        gradient = tl.where(z > 0, gradient, 0.0)
+    return gradient
+
+
+@triton.jit
+def owned(record, position, batch, offs_b, mask_b):
     """[BLOCK_B]: whose next frame is the decoder's own."""
-    own = tl.load(record + _OWN).to(tl.pointer_type(tl.int8)) + tl.cast(position, tl.int64) * batch
+    own = tl.load(record + LOOP_OWN).to(tl.pointer_type(tl.int8)) + tl.cast(position, tl.int64) * batch
     return tl.load(own + offs_b, mask=mask_b, other=0) != 0
 
 
@@ -119,15 +126,15 @@ def loop_projection_kernel(
     offs_b, offs_n, mask_b, mask_n = _tile(batch, columns, BLOCK_B, BLOCK_N)
     tile = (offs_b, offs_n, mask_b, mask_n)
     step = tl.cast(position, tl.int64) * batch
-    source = _pointer(record_ptr, _SOURCE, DTYPE, ALIGNED)
+    source = pointer_of(record_ptr, LOOP_SOURCE, DTYPE, ALIGNED)
     if not FROM_FRAME:
         source += step * depth
-    weight = _pointer(record_ptr, _WEIGHT, DTYPE, ALIGNED)
+    weight = pointer_of(record_ptr, LOOP_WEIGHT, DTYPE, ALIGNED)
     total = _product(source, weight, tile, depth, columns, PRECISION, True, BLOCK_B, BLOCK_N, BLOCK_K)
     if HAS_BIAS:
         total = _add_bias(total, record_ptr, offs_n, mask_n, DTYPE, ALIGNED)
-    target = _pointer(record_ptr, _TARGET, DTYPE, ALIGNED) + (step + offs_b[:, None]) * columns + offs_n[None, :]
-    tl.store(target, _rounded(total, DTYPE), mask=mask_b[:, None] & mask_n[None, :])
+    target = pointer_of(record_ptr, LOOP_TARGET, DTYPE, ALIGNED) + (step + offs_b[:, None]) * columns + offs_n[None, :]
+    tl.store(target, rounded(total, DTYPE), mask=mask_b[:, None] & mask_n[None, :])
 
 
 @triton.jit(do_not_specialize=["position", "batch"])
@@ -151,23 +158,19 @@ def loop_head_kernel(
     offs_b, offs_n, mask_b, mask_n = _tile(batch, columns, BLOCK_B, BLOCK_N)
     tile, mask = (offs_b, offs_n, mask_b, mask_n), mask_b[:, None] & mask_n[None, :]
     step = tl.cast(position, tl.int64) * batch
-    source = _pointer(record_ptr, _SOURCE, DTYPE, ALIGNED) + step * depth
-    weight = _pointer(record_ptr, _WEIGHT, DTYPE, ALIGNED)
+    source = pointer_of(record_ptr, LOOP_SOURCE, DTYPE, ALIGNED) + step * depth
+    weight = pointer_of(record_ptr, LOOP_WEIGHT, DTYPE, ALIGNED)
     total = _product(source, weight, tile, depth, columns, PRECISION, True, BLOCK_B, BLOCK_N, BLOCK_K)
-    z = _rounded(_add_bias(total, record_ptr, offs_n, mask_n, DTYPE, ALIGNED), DTYPE)
+    z = rounded(_add_bias(total, record_ptr, offs_n, mask_n, DTYPE, ALIGNED), DTYPE)
     unit = offs_b[:, None] * columns + offs_n[None, :]
-    tl.store(_pointer(record_ptr, _TARGET, DTYPE, ALIGNED) + step * columns + unit, z, mask=mask)
+    tl.store(pointer_of(record_ptr, LOOP_TARGET, DTYPE, ALIGNED) + step * columns + unit, z, mask=mask)
     if HAS_NEXT:
-        frame = z.to(tl.float32)
-        if LINK == "sigmoid":
-            frame = tl.sigmoid(frame)
-        elif LINK == "rectifier":
-            frame = tl.where(frame <= 0, 0.0, frame)  # so that NaN stays
+        frame = linked(z.to(tl.float32), LINK)
         if HAS_TRUTH:
-            true = _pointer(record_ptr, _TRUTH, DTYPE, ALIGNED) + step * columns + unit
+            true = pointer_of(record_ptr, LOOP_TRUTH, DTYPE, ALIGNED) + step * columns + unit
             true = tl.load(true, mask=mask, other=0.0).to(tl.float32)
-            frame = tl.where(_owned(record_ptr, position, batch, offs_b, mask_b)[:, None], frame, true)
-        tl.store(_pointer(record_ptr, _FRAME, DTYPE, ALIGNED) + unit, _rounded(frame, DTYPE), mask=mask)
+            frame = tl.where(owned(record_ptr, position, batch, offs_b, mask_b)[:, None], frame, true)
+        tl.store(pointer_of(record_ptr, LOOP_FRAME, DTYPE, ALIGNED) + unit, rounded(frame, DTYPE), mask=mask)
 
 
 @triton.jit(do_not_specialize=["position", "batch"])
@@ -198,21 +201,17 @@ def loop_frame_bwd_kernel(
     unit = step * columns + offs_b[:, None] * columns + offs_n[None, :]
     dz = tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
     if HAS_LATER:
-        source = _pointer(record_ptr, _SOURCE, DTYPE, ALIGNED) + step * depth
-        weight = _pointer(record_ptr, _WEIGHT, DTYPE, ALIGNED)
+        source = pointer_of(record_ptr, LOOP_SOURCE, DTYPE, ALIGNED) + step * depth
+        weight = pointer_of(record_ptr, LOOP_WEIGHT, DTYPE, ALIGNED)
         dz = _product(source, weight, tile, depth, columns, PRECISION, False, BLOCK_B, BLOCK_N, BLOCK_K)
         if LINK != "identity":
-            z = tl.load(_pointer(record_ptr, _Z, DTYPE, ALIGNED) + unit, mask=mask, other=0.0).to(tl.float32)
-            if LINK == "sigmoid":
-                y = tl.sigmoid(z)
-                dz *= y * (1.0 - y)
-            else:
-                dz = tl.where(z > 0, dz, 0.0)
+            z = tl.load(pointer_of(record_ptr, LOOP_Z, DTYPE, ALIGNED) + unit, mask=mask, other=0.0).to(tl.float32)
+            dz = through_link(dz, z, LINK)
         if HAS_TRUTH:
-            dz = tl.where(_owned(record_ptr, position, batch, offs_b, mask_b)[:, None], dz, 0.0)
+            dz = tl.where(owned(record_ptr, position, batch, offs_b, mask_b)[:, None], dz, 0.0)
     if HAS_GRAD_Z:
-        dz += tl.load(_pointer(record_ptr, _GRAD_Z, DTYPE, ALIGNED) + unit, mask=mask, other=0.0).to(tl.float32)
-    tl.store(_pointer(record_ptr, _TARGET, DTYPE, ALIGNED) + unit, _rounded(dz, DTYPE), mask=mask)
+        dz += tl.load(pointer_of(record_ptr, LOOP_GRAD_Z, DTYPE, ALIGNED) + unit, mask=mask, other=0.0).to(tl.float32)
+    tl.store(pointer_of(record_ptr, LOOP_TARGET, DTYPE, ALIGNED) + unit, rounded(dz, DTYPE), mask=mask)
 
 
 @triton.jit(do_not_specialize=["position", "batch"])
@@ -233,8 +232,8 @@ def loop_back_kernel(
     offs_b, offs_n, mask_b, mask_n = _tile(batch, columns, BLOCK_B, BLOCK_N)
     tile = (offs_b, offs_n, mask_b, mask_n)
     step = tl.cast(position, tl.int64) * batch
-    source = _pointer(record_ptr, _SOURCE, DTYPE, ALIGNED) + step * depth
-    weight = _pointer(record_ptr, _WEIGHT, DTYPE, ALIGNED)
+    source = pointer_of(record_ptr, LOOP_SOURCE, DTYPE, ALIGNED) + step * depth
+    weight = pointer_of(record_ptr, LOOP_WEIGHT, DTYPE, ALIGNED)
     total = _product(source, weight, tile, depth, columns, PRECISION, False, BLOCK_B, BLOCK_N, BLOCK_K)
-    target = _pointer(record_ptr, _TARGET, DTYPE, ALIGNED) + (step + offs_b[:, None]) * columns + offs_n[None, :]
-    tl.store(target, _rounded(total, DTYPE), mask=mask_b[:, None] & mask_n[None, :])
+    target = pointer_of(record_ptr, LOOP_TARGET, DTYPE, ALIGNED) + (step + offs_b[:, None]) * columns + offs_n[None, :]
+    tl.store(target, rounded(total, DTYPE), mask=mask_b[:, None] & mask_n[None, :])

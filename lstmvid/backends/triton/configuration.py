@@ -1,4 +1,4 @@
-"""How a recurrent Triton kernel is launched: a small table of configurations, and the choice by predicted time.
+"""How the recurrent Triton kernels are launched: a small table of configurations, and the choice by predicted time.
 
 Pure functions of sizes, dtype and the device's limits. Every configuration of the table is compiled by the tests, for
 each GPU that is served: what it takes of shared memory fits, and nothing spills. Sizes: `B` batch, `H` hidden units,
@@ -32,6 +32,80 @@ NVIDIA_WHOLE = {
     "ieee": (Whole(32, 4, 1, 18432), Whole(64, 8, 2, 102912)),
 }
 AMD_WHOLE = {"16 bits": (Whole(32, 4, 1, 4096), Whole(64, 4, 1, 16384)), "ieee": (Whole(32, 4, 1, 8192),)}
+
+
+class WholeLoop(NamedTuple):
+    """A program that holds a closed loop whole: so many units of each layer, a frame, all weights; as `Whole`."""
+
+    units: int
+    frame_size: int
+    layers: int
+    warps: int
+    stages: int
+    shared_bytes: int
+    block_b: int = 16
+
+
+# By how products are computed, and whether backward; smaller ones first. All weights lie in shared memory. Forward
+# nothing is read in a step but true frames, which come early by themselves; backward a second stage fetches what was
+# kept. Where weights don't fit, reading them again in each step takes longer than the launches: two layers of 64 units
+# in float32 are 272 KB, 7 microseconds from L2. Bytes are the most of Triton 3.6 and 3.9.
+NVIDIA_LOOPS = {
+    ("16 bits", False): (
+        WholeLoop(32, 32, 1, 4, 1, 22528),
+        WholeLoop(32, 128, 1, 4, 1, 53248),
+        WholeLoop(64, 64, 1, 8, 1, 79872),
+        WholeLoop(64, 128, 1, 8, 1, 120832),
+        WholeLoop(64, 256, 1, 8, 1, 204800),
+        WholeLoop(128, 64, 1, 8, 1, 225280),
+        WholeLoop(32, 32, 2, 4, 1, 37888),
+        WholeLoop(32, 128, 2, 4, 1, 69632),
+        WholeLoop(64, 64, 2, 8, 1, 145408),
+        WholeLoop(64, 128, 2, 8, 1, 186368),
+    ),
+    ("16 bits", True): (
+        WholeLoop(32, 32, 1, 4, 2, 33792),
+        WholeLoop(32, 128, 1, 4, 2, 73728),
+        WholeLoop(64, 64, 1, 8, 2, 104448),
+        WholeLoop(64, 128, 1, 8, 2, 149504),
+        WholeLoop(64, 256, 1, 8, 1, 208896),
+        WholeLoop(128, 32, 1, 8, 1, 192512),
+        WholeLoop(32, 32, 2, 4, 2, 58368),
+        WholeLoop(32, 128, 2, 4, 2, 98304),
+        WholeLoop(64, 64, 2, 8, 2, 186368),
+        WholeLoop(64, 64, 2, 8, 1, 149504),
+        WholeLoop(64, 128, 2, 8, 1, 190464),
+    ),
+    ("tf32", False): (
+        WholeLoop(32, 32, 1, 4, 1, 40960),
+        WholeLoop(32, 128, 1, 4, 1, 106496),
+        WholeLoop(64, 64, 1, 8, 1, 155648),
+        WholeLoop(32, 32, 2, 4, 1, 73728),
+        WholeLoop(32, 128, 2, 8, 1, 139264),
+    ),
+    ("tf32", True): (
+        WholeLoop(32, 32, 1, 4, 2, 63488),
+        WholeLoop(32, 128, 1, 4, 2, 143360),
+        WholeLoop(64, 64, 1, 8, 2, 200704),
+        WholeLoop(32, 32, 2, 4, 2, 108544),
+        WholeLoop(32, 128, 2, 8, 1, 147456),
+    ),
+    ("ieee", False): (
+        WholeLoop(32, 32, 1, 8, 1, 40960),
+        WholeLoop(32, 128, 1, 8, 1, 106496),
+        WholeLoop(32, 32, 2, 4, 1, 73728),
+    ),
+    ("ieee", True): (
+        WholeLoop(32, 32, 1, 4, 1, 45056),
+        WholeLoop(32, 128, 1, 4, 1, 114688),
+    ),
+}
+AMD_LOOPS = {
+    ("16 bits", False): (WholeLoop(32, 32, 1, 4, 1, 2048), WholeLoop(32, 32, 2, 4, 1, 2048)),
+    ("16 bits", True): (WholeLoop(32, 32, 1, 4, 1, 2048), WholeLoop(32, 32, 2, 4, 1, 2048)),
+    ("ieee", False): (WholeLoop(32, 32, 1, 4, 1, 4096),),
+    ("ieee", True): (WholeLoop(32, 32, 1, 4, 1, 4096),),
+}
 _TILES_B = (16, 32, 64, 128)
 _TILES_H = (16, 32, 64)
 
@@ -40,6 +114,7 @@ _LAUNCH = 1.5  # microseconds from one kernel of a graph to the next
 _L2_BYTES = 40e3  # a microsecond and multiprocessor
 _FLOP = {"16 bits": 3.9e6, "tf32": 2.0e6, "ieee": 0.5e6}  # likewise
 _LOOP_STEP = 1.2  # microseconds of a step's dependent products, exchanges through shared memory and gate arithmetic
+_LOOP_PRODUCT = 0.6  # likewise of each of a closed loop's 2 L + 1, on the average
 
 
 class Config(NamedTuple):
@@ -144,14 +219,76 @@ def product_tiles(kind: str, *, is_amd: bool = False) -> Iterator[Tile]:
                 yield Tile(block_b, block_n, block_k, 8 if block_b * block_n > 2048 else 4, 2 if is_amd else 3)
 
 
+def _predict_tile(tile: Tile, batch: int, depth: int, columns: int, kind: str, limits: DeviceLimits) -> float:
+    """Microseconds of a product, without its launch: what the programs read, or multiply."""
+    programs = _ceil_div(batch, tile.block_b) * _ceil_div(columns, tile.block_n)
+    read = (min(tile.block_b, batch) + tile.block_n) * depth * (2 if kind == "16 bits" else 4)
+    flop = 2 * tile.block_b * tile.block_n * depth
+    return _ceil_div(programs, limits.multiprocessors) * max(read / _L2_BYTES, flop / _FLOP[kind])
+
+
 @lru_cache(maxsize=1024)
 def choose_tile(batch: int, depth: int, columns: int, kind: str, limits: DeviceLimits, *, is_amd: bool = False) -> Tile:
-    """The fastest tile by prediction: what the programs read, which is most of a product of few rows, and multiply."""
+    """The fastest tile by prediction: of few rows, most of a product is what the programs read."""
+    return min(
+        product_tiles(kind, is_amd=is_amd),
+        key=lambda tile: _predict_tile(tile, batch, depth, columns, kind, limits),
+    )
 
-    def predicted(tile: Tile) -> float:
-        programs = _ceil_div(batch, tile.block_b) * _ceil_div(columns, tile.block_n)
-        read = (min(tile.block_b, batch) + tile.block_n) * depth * (2 if kind == "16 bits" else 4)
-        flop = 2 * tile.block_b * tile.block_n * depth
-        return _ceil_div(programs, limits.multiprocessors) * max(read / _L2_BYTES, flop / _FLOP[kind])
 
-    return min(product_tiles(kind, is_amd=is_amd), key=predicted)
+def whole_loops(kind: str, *, backward: bool, is_amd: bool = False) -> tuple[WholeLoop, ...]:
+    """The table's programs that hold a closed loop whole, smaller ones first."""
+    return (AMD_LOOPS if is_amd else NVIDIA_LOOPS).get((kind, backward), ())
+
+
+def predict_whole(whole: WholeLoop, batch: int, kind: str, limits: DeviceLimits) -> float:
+    """Microseconds a step of a closed loop in one launch: its products one after the other, and their work."""
+    inputs = whole.frame_size + (2 * whole.layers - 1) * whole.units
+    flop = 2 * whole.block_b * whole.units * (4 * inputs + whole.frame_size)
+    waves = _ceil_div(_ceil_div(batch, whole.block_b), limits.multiprocessors)
+    return waves * ((2 * whole.layers + 1) * _LOOP_PRODUCT + flop / _FLOP[kind])
+
+
+def predict_steps(
+    hidden: int,
+    frame_size: int,
+    layers: int,
+    batch: int,
+    kind: str,
+    limits: DeviceLimits,
+    *,
+    backward: bool = False,
+    is_amd: bool = False,
+) -> float:
+    """Microseconds a step of a closed loop in 2 L + 1 launches."""
+    config = choose(hidden, batch, kind, limits, backward=backward, is_amd=is_amd, by_steps=True)
+    recurrence, _ = predict(config, hidden, batch, kind, limits, backward=backward)
+    products = [(frame_size, 4 * hidden), (hidden, frame_size), *[(hidden, 4 * hidden)] * (layers - 1)]
+    if backward:
+        products = [(columns, depth) for depth, columns in products]
+    time = layers * recurrence
+    for depth, columns in products:
+        tile = choose_tile(batch, depth, columns, kind, limits, is_amd=is_amd)
+        time += _LAUNCH + _predict_tile(tile, batch, depth, columns, kind, limits)
+    return time
+
+
+@lru_cache(maxsize=1024)
+def choose_whole(
+    hidden: int,
+    frame_size: int,
+    layers: int,
+    batch: int,
+    kind: str,
+    limits: DeviceLimits,
+    *,
+    backward: bool = False,
+    is_amd: bool = False,
+) -> WholeLoop | None:
+    """The table's one launch for all steps of a closed loop; None where none holds it or launches a step are faster."""
+    for whole in whole_loops(kind, backward=backward, is_amd=is_amd):
+        holds = layers == whole.layers and hidden <= whole.units and frame_size <= whole.frame_size
+        if holds and whole.shared_bytes <= limits.shared_bytes:
+            sizes, options = (hidden, frame_size, layers, batch, kind, limits), {"backward": backward, "is_amd": is_amd}
+            return whole if predict_whole(whole, batch, kind, limits) < predict_steps(*sizes, **options) else None
+    return None

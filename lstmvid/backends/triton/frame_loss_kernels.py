@@ -13,22 +13,7 @@ sum. Floor: 2 R D H FLOP, and v and dz once. Offsets between rows are 64 bits wi
 import triton
 import triton.language as tl
 
-# Triton's interpreter can't multiply bfloat16, and cuts off where a GPU rounds to nearest.
-_IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-
-
-@triton.jit
-def _operand(x):
-    return x.to(tl.float32) if _IS_INTERPRETED else x
-
-
-@triton.jit
-def _rounded(x, DTYPE: tl.constexpr):
-    """Float32 `x` as DTYPE, to nearest even."""
-    if _IS_INTERPRETED and tl.bfloat16 == DTYPE:
-        bits = x.to(tl.int32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
-    return x.to(DTYPE)
+from .operand_kernels import operand, rounded
 
 
 @triton.jit
@@ -79,8 +64,8 @@ def frame_loss_kernel(
         offs_k = k + tl.arange(0, BLOCK_K)
         mask_k = offs_k < hidden
         mask_h, mask_w = mask_r[:, None] & mask_k[None, :], mask_k[:, None] & mask_d[None, :]
-        h = _operand(tl.load(h_ptr + offs_r[:, None] * hidden + offs_k[None, :], mask=mask_h, other=0.0))  # [R, K]
-        w = _operand(tl.load(weights + offs_k[:, None], mask=mask_w, other=0.0))  # [K, D]
+        h = operand(tl.load(h_ptr + offs_r[:, None] * hidden + offs_k[None, :], mask=mask_h, other=0.0))  # [R, K]
+        w = operand(tl.load(weights + offs_k[:, None], mask=mask_w, other=0.0))  # [K, D]
         z = tl.dot(h, w, z, input_precision=PRECISION)
     if HAS_BIAS:
         z += tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)[None, :]
@@ -91,6 +76,6 @@ def frame_loss_kernel(
         v = v / 255.0
     loss, dz = _loss_and_gradient(z, v, LIKELIHOOD)
     if SAVE:
-        tl.store(grad_ptr + place, _rounded(dz, grad_ptr.dtype.element_ty), mask=mask)
+        tl.store(grad_ptr + place, rounded(dz, grad_ptr.dtype.element_ty), mask=mask)
     part = parts_ptr + tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     tl.store(part, tl.sum(tl.where(mask, loss, 0.0)))

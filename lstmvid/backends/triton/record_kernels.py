@@ -1,4 +1,4 @@
-"""What a launch has to know of its tensors, into device memory: a record.
+"""What a launch has to know of its tensors, into device memory and out of it: a record.
 
 Of the recurrent kernels a group's, addresses and two numbers; of a closed loop's products addresses alone. Sequences
 are those of a window of n steps.
@@ -6,6 +6,25 @@ are those of a window of n steps.
 
 import triton
 import triton.language as tl
+
+# Places in a record: the arguments of what writes it, in their order. A group's of the recurrence,
+WEIGHT_HH, PROJECTION, BIAS, PEEPHOLE, LENGTHS, REVERSE, FIRST_TIME = map(tl.constexpr, range(7))
+H_FROM, H_TO, C, OUTPUT, CELLS, GATES, C_START = map(tl.constexpr, range(7, 14))
+GRAD_OUTPUT, GRAD_CELLS, GRAD_GATES, GRAD_H, GRAD_C, RECORD = map(tl.constexpr, range(14, 20))
+
+# and that of a product inside a closed loop; a row of a loop's table has room for either, and 16 bytes divide it.
+LOOP_SOURCE, LOOP_WEIGHT, LOOP_BIAS, LOOP_TARGET, LOOP_FRAME = map(tl.constexpr, range(5))
+LOOP_TRUTH, LOOP_OWN, LOOP_Z, LOOP_GRAD_Z = map(tl.constexpr, range(5, 9))
+LOOP_ROW = tl.constexpr(32)
+
+
+@triton.jit
+def pointer_of(record, FIELD: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The address at a place of a record, of values of DTYPE."""
+    pointer = tl.load(record + FIELD).to(tl.pointer_type(DTYPE))
+    if ALIGNED:  # else the compiler, which sees no argument to tell it, would load element by element
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
 
 
 # No variant for an address that 16 divides: there would be one for each combination of them.

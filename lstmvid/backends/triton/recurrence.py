@@ -44,6 +44,11 @@ def is_aligned(records: Sequence[Record]) -> bool:
     return all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
+def operand_flags(dtype: torch.dtype) -> dict:
+    """What every kernel compiles in of its operands: their type, and how float32 is multiplied."""
+    return {"DTYPE": _TYPES[dtype], "PRECISION": products(dtype, allows_tf32(dtype))}
+
+
 def _write(table: Tensor, records: Sequence[Record]) -> None:
     for group, record in enumerate(records):
         lstm_record_kernel[(1,)](table, group, *numbers(record), num_warps=1)
@@ -61,15 +66,15 @@ class Recurrence:
     ) -> None:
         self.groups, self.batch, self.hidden = h_0.shape
         self.device, self.backward = h_0.device, backward
-        precision = products(h_0.dtype, allows_tf32(h_0.dtype))
+        types = operand_flags(h_0.dtype)
         self.config = config or tuning.choose(
-            *(self.hidden, self.batch, operands(h_0.dtype, precision), limits_of(h_0.device)),
+            *(self.hidden, self.batch, operands(h_0.dtype, types["PRECISION"]), limits_of(h_0.device)),
             groups=self.groups,
             backward=backward,
             is_amd=is_amd(),
             by_steps=by_steps,
         )
-        self.flags = {"DTYPE": _TYPES[h_0.dtype], "PRECISION": precision, **flags}
+        self.flags = types | flags
         self.table = torch.empty(self.groups, len(FIELDS), dtype=torch.int64, device=h_0.device)
 
     def pieces(self, window: Window) -> list[Window]:

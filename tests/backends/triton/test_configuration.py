@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +14,14 @@ from lstmvid.backends.triton import configuration, graphs, launch
 from lstmvid.backends.triton.configuration import (
     choose,
     choose_tile,
+    choose_whole,
     loop_config,
     predict,
+    predict_steps,
+    predict_whole,
     product_tiles,
     step_configs,
+    whole_loops,
 )
 
 KINDS = ("16 bits", "tf32", "ieee")
@@ -58,6 +63,72 @@ def test_a_closed_loop_goes_by_steps_in_tiles_of_the_table(kind):
     chosen = {choose_tile(b, k, n, kind, h100) for b in (1, 16, 80, 1000) for k in (1, 2048) for n in (1, 300, 8192)}
     assert chosen <= tiles
     assert len(chosen) > 1
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("device", DEVICES.values(), ids=lambda device: device.name)
+def test_one_launch_holds_a_closed_loop_and_fits(device, kind, backward):
+    held = 0
+    for sizes in product((1, 32, 33, 64, 65, 128, 129), (1, 32, 33, 64, 100, 128, 256, 257), (1, 2, 3)):
+        whole = choose_whole(*sizes, 16, kind, device, backward=backward)
+        if whole is not None:
+            assert whole in whole_loops(kind, backward=backward)
+            assert all(size <= room for size, room in zip(sizes, whole[:3], strict=True))
+            assert sizes[2] == whole.layers
+            assert whole.shared_bytes <= device.shared_bytes
+            held += 1
+    assert held >= 2
+
+
+def test_a_closed_loop_is_one_launch_where_it_is_small():
+    h100, a100 = DEVICES["H100"], DEVICES["A100"]
+
+    def goes(hidden, frame, layers, kind, device=h100, **options) -> bool:
+        return choose_whole(hidden, frame, layers, 16, kind, device, **options) is not None
+
+    for backward, layers in product((False, True), (1, 2)):
+        assert goes(64, 64, layers, "16 bits", backward=backward)
+        assert goes(64, 64, layers, "16 bits", a100, backward=backward)
+        assert goes(64, 64, layers, "tf32", backward=backward) == (layers == 1)
+        assert goes(32, 32, layers, "tf32", backward=backward)
+    assert goes(32, 128, 1, "ieee", backward=True)
+    assert goes(64, 256, 1, "16 bits", backward=True)
+    # Nothing holds more layers, units or values of a frame; products in plain float32 are held for fewer.
+    assert [goes(32, 32, layers, "16 bits") for layers in (1, 2, 3)] == [True, True, False]
+    assert [goes(hidden, 64, 1, "16 bits") for hidden in (128, 129)] == [True, False]
+    assert [goes(64, frame, 1, "16 bits") for frame in (256, 257)] == [True, False]
+    assert [goes(32, 32, 2, "ieee", backward=backward) for backward in (False, True)] == [True, False]
+    assert not goes(33, 32, 1, "ieee")
+    # Two layers of 64 units take more shared memory than a block has there.
+    assert [goes(64, 64, layers, "16 bits", DEVICES["RTX 4090"]) for layers in (1, 2)] == [True, False]
+    stages = [choose_whole(64, 64, 2, 16, "16 bits", device, backward=True).stages for device in (a100, h100)]
+    assert stages == [1, 2]
+    assert goes(32, 32, 2, "16 bits", is_amd=True)
+    assert not goes(33, 32, 1, "16 bits", is_amd=True)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_many_sequences_go_by_steps(backward):
+    """A tile of them is a program, and a multiprocessor runs one after the other: by then launches cost less."""
+    sizes, h100 = (64, 64, 1), DEVICES["H100"]
+    taken = [choose_whole(*sizes, batch, "16 bits", h100, backward=backward) for batch in (1, 16, 2112, 100_000)]
+    assert [whole is not None for whole in taken] == [True, True, True, False]
+    assert taken[0] == taken[1] == taken[2]
+    times = [predict_whole(taken[0], batch, "16 bits", h100) for batch in (16, 2112, 2113)]
+    assert times[0] == times[1] == times[2] / 2
+    steps = [predict_steps(*sizes, batch, "16 bits", h100, backward=backward) for batch in (16, 2112, 100_000)]
+    assert steps == sorted(steps)
+    assert times[1] < steps[1]
+
+
+def test_a_step_of_a_closed_loop_is_two_launches_a_layer_and_one():
+    h100 = DEVICES["H100"]
+    for layers in (1, 2, 3):
+        for backward in (False, True):
+            time = predict_steps(16, 16, layers, 1, "16 bits", h100, backward=backward)
+            launches = (2 * layers + 1) * configuration._LAUNCH
+            assert launches < time < 1.1 * launches
 
 
 def test_the_tiles_of_a_large_product_fill_the_chip():

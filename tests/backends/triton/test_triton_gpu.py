@@ -12,7 +12,7 @@ from lstmvid.backends import Request
 from lstmvid.backends.triton import unavailable
 from lstmvid.nn.likelihoods import LIKELIHOODS
 from lstmvid.ops import frame_loss
-from lstmvid.testing import GPU_CASES, Case, LoopCase, check
+from lstmvid.testing import GPU_CASES, Case, check
 
 WHY_NOT = unavailable(Request("cuda", torch.float32))
 
@@ -144,104 +144,6 @@ def test_frame_loss(likelihood, dtype):
     rtol = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
-
-
-LOOP_CASES = {
-    "plain": {},
-    "one of everything": {"steps": 1, "batch": 1, "frame_size": 1, "hidden_size": 1},
-    "layers": {"num_layers": 3, "peephole": True, "hidden_size": 19, "first": True},
-    "no bias": {"bias": False, "hidden_size": 17, "link": "identity"},
-    "some true frames": {"mixed": True, "num_layers": 2, "peephole": True, "batch": 33, "frame_size": 130},
-    "aligned": {"batch": 16, "hidden_size": 256, "frame_size": 64, "steps": 20, "link": "rectifier", "mixed": True},
-    "several graphs": {"steps": 600, "batch": 2, "hidden_size": 20, "frame_size": 3},
-    "the paper's size": {"batch": 80, "hidden_size": 2048, "frame_size": 4096, "num_layers": 2, "steps": 3},
-}
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
-@pytest.mark.parametrize("name", LOOP_CASES)
-def test_a_closed_loop_agrees_with_reference(name, dtype):
-    for _ in range(3):  # launches one by one, then captured, then the graph alone
-        check(LoopCase(dtype=dtype, **LOOP_CASES[name]), "triton", device="cuda")
-
-
-def predictor(**options) -> lstmvid.FusedComposite:
-    sizes = {"frame_shape": 100, "hidden_size": 136, "num_layers": 2, "reconstruct": None, "device": "cuda"}
-    return lstmvid.FusedComposite(**sizes | options, backend="triton")
-
-
-def loop_results(model: lstmvid.FusedComposite, frames: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
-    """Of generation, then of a training step with scheduled sampling."""
-    torch.manual_seed(1)
-    loss = model(frames, targets, feedback=0.5).loss
-    return [model.predict(frames, 30), *torch.autograd.grad(loss, list(model.parameters()))]
-
-
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_a_replayed_closed_loop_gives_the_same_bits(likelihood):
-    model, noise = predictor(likelihood=likelihood, dtype=torch.bfloat16), torch.randn(3000, 3000, device="cuda")
-    frames, targets = torch.rand(2, 40, 33, 100, device="cuda", dtype=torch.bfloat16)
-    expected = loop_results(model, frames, targets)
-    for _ in range(6):  # with and without a graph
-        noise @ noise  # something else on the chip just before
-        assert all(torch.equal(a, b) for a, b in zip(loop_results(model, frames, targets), expected, strict=True))
-
-
-def test_a_closed_loop_sees_weights_that_changed():
-    """In place, as an optimiser does, and moved to other memory."""
-    model, plain = predictor(), predictor()
-    for module in plain.modules():
-        if hasattr(module, "backend"):
-            module.backend = "reference"
-    frames, targets = torch.rand(2, 10, 5, 100, device="cuda")
-    for change in (None, None, None, "in place", None, "moved", None):
-        for parameter in model.parameters() if change else []:
-            other = torch.randn_like(parameter) * 0.1
-            with torch.no_grad():
-                parameter.copy_(other) if change == "in place" else setattr(parameter, "data", other)
-        plain.load_state_dict(model.state_dict())
-        pairs = (loop_results(each, frames, targets) for each in (model, plain))
-        for ours, expected in zip(*pairs, strict=True):
-            torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4 * max(expected.abs().max().item(), 1.0))
-
-
-@torch.no_grad()
-def test_closed_loops_on_two_streams():
-    """At the same time, each with a graph of its own."""
-    model, streams = predictor(hidden_size=512), [torch.cuda.Stream() for _ in range(2)]
-    inputs = [torch.rand(3, 16, 100, device="cuda") for _ in streams]
-    expected = [model.predict(frames, 100) for frames in inputs]
-    torch.cuda.synchronize()
-    for _ in range(4):
-        results = []
-        for stream, frames in zip(streams, inputs, strict=True):
-            with torch.cuda.stream(stream):
-                results.append(model.predict(frames, 100))
-        torch.cuda.synchronize()
-        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
-
-
-def test_a_closed_loop_in_a_graph_of_the_callers():
-    model = predictor(peephole=True)
-    frames, targets = torch.rand(2, 10, 5, 100, device="cuda")
-
-    def step() -> list[torch.Tensor]:
-        return list(torch.autograd.grad(model(frames, targets, feedback=1.0).loss, list(model.parameters())))
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    for _ in range(2):
-        frames.copy_(torch.rand_like(frames))
-        graph.replay()
-        torch.cuda.synchronize()
-        assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from lstmvid.backends import plan as planner  # noqa: E402
 from lstmvid.backends.triton import (  # noqa: E402
     closed_loop_kernels,
+    closed_loop_whole_kernels,
     configuration,
     frame_loss,
     frame_loss_kernels,
@@ -29,7 +30,7 @@ from lstmvid.backends.triton import (  # noqa: E402
     recurrence,
 )
 from lstmvid.backends.triton import lstm_sequence_kernels as kernels  # noqa: E402
-from lstmvid.backends.triton.configuration import Config, Tile  # noqa: E402
+from lstmvid.backends.triton.configuration import Config, Tile, WholeLoop  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
 
@@ -50,7 +51,7 @@ CHIPS = {
     "sm_100": Chip(GPUTarget("cuda", 100, 32), planner.DEVICES["B200"]),
     "gfx942": Chip(GPUTarget("hip", "gfx942", 64), _MI300, True),
 }
-SIZES = ("hidden", "features", "depth", "columns")
+SIZES = ("hidden", "features", "depth", "columns", "frame_size")
 KINDS = {"16 bits": (tl.bfloat16, "ieee"), "tf32": (tl.float32, "tf32"), "ieee": (tl.float32, "ieee")}
 EVERYTHING = {"HAS_PEEPHOLE": True, "IS_RAGGED": True, "ALIGNED": True}
 FORWARD = EVERYTHING | {"HAS_PROJECTION": True, "HAS_BIAS": False, "SAVE_CELLS": True, "SAVE_GATES": True}
@@ -171,6 +172,16 @@ def test_the_whole_table_fits_and_spills_nothing(name, kind, backward):
             assert check_recurrence(chip, kind, backward, config).shared <= whole.shared_bytes
 
 
+@pytest.mark.parametrize("name", ["sm_90", "sm_100"])
+def test_float32_without_peepholes_compiles(name):
+    """Triton 3.9 aborted (in LLVM, by an assertion) where the gates were computed in another order."""
+    config = configuration.loop_config(32, "ieee", CHIPS[name].limits)
+    constants = {"DTYPE": tl.float32, "PRECISION": "ieee", "BLOCK_B": config.block_b, "BLOCK_H": config.block_h}
+    constants |= FORWARD | {"HAS_PEEPHOLE": False, "IS_RAGGED": False}
+    types = {"table_ptr": "*i64"}
+    compile_kernel(kernels.lstm_loop_fwd_kernel, CHIPS[name], constants, config.warps, config.stages, **types)
+
+
 @pytest.mark.parametrize("name", CHIPS)
 @pytest.mark.parametrize("backward", [False, True])
 def test_products_are_matrix_instructions_and_copies_are_wide(name, backward):
@@ -280,3 +291,45 @@ def test_products_of_a_closed_loop_are_matrix_instructions_and_copies_are_wide(n
     tile = configuration.choose_tile(80, 2048, 4096, "16 bits", chip.limits, is_amd=chip.is_amd)
     for kernel in LOOP_KERNELS:
         check_instructions(chip, check_product(chip, "16 bits", kernel, tile).code)
+
+
+def check_whole_loop(chip: Chip, kind: str, backward: bool, whole: WholeLoop, **flags) -> Compiled:
+    """With all that a loop can have, but for `flags`."""
+    dtype, precision = KINDS[kind]
+    constants = {"DTYPE": dtype, "PRECISION": precision, "LAYERS": whole.layers, "LINK": "sigmoid", "ALIGNED": True}
+    constants |= {"BLOCK_B": whole.block_b, "BLOCK_H": whole.units, "BLOCK_D": whole.frame_size}
+    constants |= {"HAS_PEEPHOLE": True, "HAS_TRUTH": True}
+    constants |= {"HAS_GRAD_Z": True} if backward else {"HAS_BIAS": True, "SAVE": True}
+    loops = closed_loop_whole_kernels
+    kernel = loops.loop_whole_bwd_kernel if backward else loops.loop_whole_fwd_kernel
+    compiled = compile_kernel(kernel, chip, constants | flags, whole.warps, whole.stages, table_ptr="*i64")
+    compiled.check(chip)
+    assert compiled.shared <= whole.shared_bytes
+    return compiled
+
+
+# Of operands, H, D and L of a closed loop that one program holds.
+LOOPS = {"16 bits": (60, 60, 2), "tf32": (30, 100, 1), "ieee": (30, 30, 1)}
+
+
+@pytest.mark.parametrize(("name", "kind", "backward"), [c for c in CHOICES if c[0] == "sm_90" or c[1] == "16 bits"])
+def test_a_closed_loop_in_one_launch_fits_and_spills_nothing(name, kind, backward):
+    chip = CHIPS[name]
+    size = (30, 30, 2 if kind == "16 bits" else 1) if chip.is_amd else LOOPS[kind]
+    whole = configuration.choose_whole(*size, 16, kind, chip.limits, backward=backward, is_amd=chip.is_amd)
+    code = check_whole_loop(chip, kind, backward, whole).code
+    if kind != "ieee":
+        assert re.search(r"v_mfma_f32" if chip.is_amd else r"mma\.sync\.aligned", code)
+    if whole.stages > 1:  # what the next step reads is on its way, 16 bytes at a time
+        assert "0x10" in re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind", "backward"), CHOICES)
+def test_every_closed_loop_in_one_launch_fits_and_spills_nothing(name, kind, backward):
+    chip, bare = CHIPS[name], {"HAS_PEEPHOLE": False, "HAS_TRUTH": False, "LINK": "identity"}
+    bare |= {"HAS_GRAD_Z": False} if backward else {"HAS_BIAS": False, "SAVE": False}
+    for whole in configuration.whole_loops(kind, backward=backward, is_amd=chip.is_amd):
+        if whole.shared_bytes <= chip.limits.shared_bytes:
+            check_whole_loop(chip, kind, backward, whole)
+            check_whole_loop(chip, kind, backward, whole, **bare)

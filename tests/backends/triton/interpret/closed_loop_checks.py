@@ -1,7 +1,7 @@
 """`closed_loop` of the backend `triton` under Triton's interpreter, on the CPU, against the float64 reference.
 
-Run by test_interpreted.py in a process of its own with TRITON_INTERPRET=1. A graph here is a list of launches made
-again: as of a captured one, all that a replay can know of a call is what the graph's table says.
+Run by test_interpreted.py in a process of its own with TRITON_INTERPRET=1. What holds for both ways to run a loop, and
+what is of one launch alone; closed_loop_graph_checks.py has what is of launches a step.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import pytest
 import torch
 
 import lstmvid
-from lstmvid.backends.triton import closed_loop_kernels as kernels
-from lstmvid.backends.triton import closed_loop_steps, configuration, gate_sums, graphs, launch
-from lstmvid.backends.windows import Window
+from lstmvid.backends.triton import closed_loop_fwd, closed_loop_steps, gate_sums, launch
+from lstmvid.backends.triton import closed_loop_whole_kernels as kernels
 from lstmvid.testing import LoopCase, check, run_loop
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -25,7 +24,7 @@ CASES = {
     "one of everything": {"steps": 1, "batch": 1, "frame_size": 1, "hidden_size": 1},
     "one sequence": {"batch": 1, "peephole": True, "first": True},
     "one step on a frame": {"steps": 1, "first": True, "mixed": True, "peephole": True},
-    "three layers": {"num_layers": 3, "peephole": True, "hidden_size": 9, "first": True, "steps": 3},
+    "two layers": {"num_layers": 2, "peephole": True, "hidden_size": 9, "first": True, "steps": 3},
     "no bias, no nonlinearity": {"bias": False, "hidden_size": 17, "link": "identity"},
     "rectified": {"link": "rectifier", "mixed": True},
     "some true frames": {"mixed": True, "num_layers": 2, "peephole": True, "batch": 7, "steps": 4},
@@ -33,6 +32,7 @@ CASES = {
     "a tile exactly": {"batch": 16, "hidden_size": 16, "frame_size": 16, "steps": 3},
     "several tiles": {"batch": 17, "hidden_size": 35, "frame_size": 70, "steps": 2, "mixed": True},
     "small frames": {"frame_size": 2, "hidden_size": 33, "link": "rectifier", "steps": 3},
+    "large frames": {"frame_size": 70, "hidden_size": 2, "num_layers": 2, "mixed": True, "steps": 2},
     "long": {"steps": 12, "batch": 2, "hidden_size": 5, "frame_size": 3, "mixed": True},
 }
 
@@ -43,118 +43,137 @@ def short_sums(monkeypatch):
     monkeypatch.setattr(gate_sums, "PART_ROWS", 32)
 
 
+@pytest.fixture(params=["all_steps", "product"], ids=["one launch", "by steps"])
+def way(request, monkeypatch) -> SimpleNamespace:
+    """Both ways to run a loop: what launches it, by name, and the names of what was launched."""
+    made = []
+
+    def watched(name: str):
+        method = getattr(closed_loop_steps.Steps, name)
+
+        def call(*arguments, **flags) -> None:
+            made.append(name)
+            method(*arguments, **flags)
+
+        return call
+
+    for name in ("all_steps", "product"):
+        monkeypatch.setattr(closed_loop_steps.Steps, name, watched(name))
+    if request.param == "product":
+        monkeypatch.setattr(closed_loop_steps, "choose_whole", lambda *sizes, **options: None)
+    return SimpleNamespace(name=request.param, made=made)
+
+
 def test_it_is_the_interpreter_that_runs():
     assert launch.is_interpreted()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_agrees(name):
+def test_agrees(way, name):
     """A dtype for each case, in turn."""
     check(LoopCase(dtype=DTYPES[list(CASES).index(name) % 3], **CASES[name]), "triton")
+    assert set(way.made) == {way.name}
+    assert way.name == "product" or len(way.made) == 2  # forward and backward
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_in_every_dtype(name, dtype):
+def test_agrees_in_every_dtype(way, name, dtype):
     check(LoopCase(dtype=dtype, **CASES[name]), "triton")
 
 
-@pytest.mark.parametrize("name", ["three layers", "some true frames", "one step on a frame"])
-def test_without_gradients(name):
+@pytest.mark.parametrize("name", ["two layers", "some true frames", "one step on a frame"])
+def test_without_gradients(way, name):
     with torch.no_grad():
         check(LoopCase(**CASES[name]), "triton", backward=False)
+
+
+def test_three_layers_go_by_steps():
+    loop = closed_loop_steps.Steps(torch.zeros(3, 2, 9), 7, backward=False)
+    assert loop.whole is None
+    check(LoopCase(num_layers=3, peephole=True, hidden_size=9, first=True, steps=3), "triton")
 
 
 MIXED = {"steps": 3, "batch": 2, "num_layers": 2, "hidden_size": 5, "frame_size": 3}
 MIXED |= {"mixed": True, "first": True, "peephole": True}
 
 
-def assert_same(case: LoopCase, expected: dict[str, torch.Tensor], *, backward: bool = True) -> None:
-    for name, value in run_loop(case, "triton", backward=backward).values.items():
-        assert torch.equal(value, expected[name]), name
+def layers_of(way: SimpleNamespace) -> int:
+    """As many as go that way in float32 backward as well."""
+    return 1 if way.name == "all_steps" else 2
 
 
-@pytest.mark.parametrize(("length", "dtype"), [(1, torch.float32), (2, torch.bfloat16)])
-def test_pieces_change_no_bit(length, dtype, monkeypatch):
-    """As long as a graph; what crosses them is in full precision."""
-    case = LoopCase(**MIXED, dtype=dtype)
-    whole = run_loop(case, "triton").values
-    monkeypatch.setattr(closed_loop_steps, "GRAPH_STEPS", length)
-    assert_same(case, whole)
+def watched_kernel(monkeypatch, name: str) -> list[tuple[tuple[int, ...], dict]]:
+    """Grid and flags of each launch of forward's kernel of that name, as they come."""
+    kernel, seen = getattr(closed_loop_fwd, name), []
 
+    class Watched:
+        def __getitem__(self, grid):
+            def launch(*arguments, **flags) -> None:
+                seen.append((grid, flags))
+                kernel[grid](*arguments, **flags)
 
-@torch.no_grad()
-def test_work_that_is_not_kept_is_bounded(monkeypatch):
-    case = LoopCase(**MIXED)
-    whole = run_loop(case, "triton", backward=False).values
-    monkeypatch.setattr(closed_loop_steps, "WORK_BYTES", 0)  # one step at a time
-    assert_same(case, whole, backward=False)
+            return launch
 
-
-def test_pieces():
-    assert closed_loop_steps.pieces(3, 0) == [Window(0, 3)]
-    assert closed_loop_steps.pieces(257, 0) == [Window(0, 129), Window(129, 257)]
-    assert closed_loop_steps.pieces(3, 1 << 40) == [Window(0, 1), Window(1, 2), Window(2, 3)]
-    assert closed_loop_steps.pieces(100, closed_loop_steps.WORK_BYTES // 51) == [Window(0, 50), Window(50, 100)]
-
-
-class Replayed(SimpleNamespace):
-    """In a captured graph's place: the launches of the call that captured it, of the graph's own table."""
-
-    def replay(self) -> None:
-        self.count += 1
-        self.launches(self.table)
-
-
-@pytest.fixture
-def captured(monkeypatch) -> SimpleNamespace:
-    """Graphs on the CPU while they are `on`: those that were captured, and the stream on which launches are made."""
-    seen = SimpleNamespace(graphs=[], stream=1, on=True)
-
-    def capture(launches, table):
-        seen.graphs.append(Replayed(launches=launches, table=table, count=0))
-        return graphs.Captured(seen.graphs[-1], table)
-
-    def stream(_device):
-        return SimpleNamespace(device_index=0, cuda_stream=seen.stream)
-
-    monkeypatch.setattr(graphs, "GRAPHS", graphs.GraphCache())
-    monkeypatch.setattr(graphs, "_capture", capture)
-    monkeypatch.setattr(graphs, "_is_short_of_memory", lambda device: False)
-    monkeypatch.setattr(graphs, "can_capture", lambda device: seen.on)
-    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    monkeypatch.setattr(closed_loop_fwd, name, Watched())
     return seen
 
 
-def one_by_one(case: LoopCase, captured: SimpleNamespace, *, backward: bool = True) -> dict[str, torch.Tensor]:
-    captured.on = False
-    values = run_loop(case, "triton", backward=backward).values
-    captured.on = True
-    return values
-
-
-def test_a_replayed_graph_gives_the_same_bits(captured, monkeypatch):
-    """As launches one by one; a graph each for the first and the last piece, forward and backward."""
+def test_one_launch_is_one_launch(monkeypatch):
+    """However long, and no CUDA graph."""
+    seen = watched_kernel(monkeypatch, "loop_whole_fwd_kernel")
     monkeypatch.setattr(closed_loop_steps, "GRAPH_STEPS", 2)
-    case = LoopCase(**MIXED | {"steps": 4, "mixed": False})  # no mask to hide what lies beyond the last step
-    expected = one_by_one(case, captured)
-    for _ in range(3):
-        assert_same(case, expected)
-    assert [graph.count for graph in captured.graphs] == [2] * 4
+    monkeypatch.setattr(closed_loop_steps.graphs, "run", None)
+    check(LoopCase(**MIXED | {"steps": 3, "batch": 33}), "triton", backward=False)
+    assert [grid for grid, _ in seen] == [(3,)]
 
 
-def test_a_graph_serves_other_tensors(captured):
-    """Other weights, states, frames and choices at other addresses, and the first ones again."""
-    cases = [LoopCase(**MIXED, seed=seed) for seed in (1, 2)]
-    expected = [one_by_one(case, captured) for case in cases]
-    for number in (0, 0, 1, 0):
-        assert_same(cases[number], expected[number])
-    assert not torch.equal(expected[0]["z"], expected[1]["z"])
-    assert [graph.count for graph in captured.graphs] == [3, 3]
+@torch.no_grad()
+def test_one_launch_needs_no_work_that_is_not_kept(monkeypatch):
+    """Forward without gradients: neither hidden states nor projections, for any number of steps."""
+    made, run = [], closed_loop_fwd._Run.run
+
+    def watched(self) -> torch.Tensor:
+        made.append(self)
+        return run(self)
+
+    monkeypatch.setattr(closed_loop_fwd._Run, "run", watched)
+    run_loop(LoopCase(**MIXED), "triton", backward=False)
+    (call,) = made
+    assert (call.hidden, call.projection, len(call.pieces)) == (None, None, 1)
+    assert call.h.shape == (1, 2, 2, 5)
 
 
-def test_weights_that_changed_are_seen(captured):
+def test_sequences_know_nothing_of_each_other():
+    """Bit for bit the same beside 16 others, whichever tile they are in."""
+    case = LoopCase(**MIXED | {"batch": 19}, dtype=torch.bfloat16)
+    alone = LoopCase(**MIXED | {"batch": 2}, dtype=torch.bfloat16)
+    for key in ("first", "state", "truth", "own", "seeds"):
+        alone.tensors[key] = [tensor[-2:] if key == "first" else tensor[:, -2:] for tensor in case.tensors[key]]
+    for key in ("weights", "head"):
+        alone.tensors[key] = case.tensors[key]
+    together, values = (run_loop(each, "triton").values for each in (case, alone))
+    for name in ("z", "h_n", "c_n", "grad_state_0", "grad_state_1"):
+        assert torch.equal(values[name], together[name][:, -2:]), name
+
+
+@torch.no_grad()
+def test_a_frame_comes_from_z_as_it_is_returned(way):
+    """Rounded: the same frames given as true ones change no bit."""
+    case = LoopCase(steps=3, batch=4, frame_size=30, dtype=torch.bfloat16)
+    tensors = {key: [tensor.bfloat16() for tensor in given] for key, given in case.tensors.items()}
+    h_0, c_0 = tensors["state"]
+    call = (None, h_0, c_0.float(), tensors["weights"], *tensors["head"])
+    options = (case.steps, True, False, "sigmoid", False, "triton")
+    z, h_n, _, *_ = torch.ops.lstmvid.closed_loop(*call, None, None, *options)
+    frames = torch.sigmoid(z[:-1].float()).bfloat16()
+    given = torch.ops.lstmvid.closed_loop(*call, frames, torch.zeros(2, 4, dtype=torch.bool), *options)
+    assert torch.equal(given[0], z)
+    assert torch.equal(given[1], h_n)
+
+
+def test_weights_that_changed_are_seen(way):
     """In place, as an optimiser does, and moved to other memory."""
     model = lstmvid.FusedComposite(6, 5, num_layers=2, reconstruct=None, backend="triton")
     frames = torch.rand(1, 3, 6)
@@ -167,41 +186,12 @@ def test_weights_that_changed_are_seen(captured):
         plain = lstmvid.FusedComposite(6, 5, num_layers=2, reconstruct=None, backend="reference")
         plain.load_state_dict(model.state_dict())
         torch.testing.assert_close(model.predict(frames, 3), plain.predict(frames, 3), rtol=1e-4, atol=1e-5)
-    assert [graph.count for graph in captured.graphs] == [3]
 
 
-def test_each_stream_has_a_graph_of_its_own(captured):
-    case = LoopCase(**MIXED)
-    expected = one_by_one(case, captured, backward=False)
-    for captured.stream in (1, 2, 2, 1):
-        assert_same(case, expected, backward=False)
-    assert [graph.count for graph in captured.graphs] == [1, 1]
-    assert len({graph.table.data_ptr() for graph in captured.graphs}) == 2
-
-
-def test_what_a_graph_is_of(monkeypatch):
-    """All that launches depend on: each of these calls has graphs of its own, forward and backward."""
-    keys = []
-    monkeypatch.setattr(graphs, "run", lambda key, launches, table, write: keys.append(key))
-    others = [{"link": "identity"}, {"mixed": False}, {"peephole": False}, {"steps": 2}, {"batch": 3}]
-    others += [{"num_layers": 1}, {"frame_size": 4}, {"hidden_size": 6}, {"dtype": torch.float16}]
-    for other in ({}, *others):
-        run_loop(LoopCase(**MIXED | other), "triton")
-    run_loop(LoopCase(**MIXED), "triton", backward=False)  # forward alone, keeps nothing
-    run_loop(LoopCase(**MIXED | {"bias": False}), "triton", backward=False)  # in backward it makes no difference
-    assert len(keys) == len(set(keys)) == 2 * (1 + len(others)) + 2
-
-
-def test_tensors_that_begin_anywhere(monkeypatch):
+def test_tensors_that_begin_anywhere(way, monkeypatch):
     """Parts of a larger tensor, at an odd element: then nobody promises the compiler more."""
-    case, promised = LoopCase(**MIXED | {"hidden_size": 16, "frame_size": 16, "steps": 2}), []
-    product = closed_loop_steps.Steps.product
-
-    def watched(self, kernel, table, number, position, depth, columns, aligned, **flags) -> None:
-        promised.append(aligned)
-        product(self, kernel, table, number, position, depth, columns, aligned, **flags)
-
-    monkeypatch.setattr(closed_loop_steps.Steps, "product", watched)
+    case = LoopCase(**MIXED | {"hidden_size": 16, "frame_size": 16, "steps": 2})
+    seen = watched_kernel(monkeypatch, "loop_whole_fwd_kernel" if way.name == "all_steps" else "loop_head_kernel")
     tensors = {key: [tensor.float() for tensor in given] for key, given in case.tensors.items()}
 
     def call() -> list[torch.Tensor]:
@@ -211,20 +201,20 @@ def test_tensors_that_begin_anywhere(monkeypatch):
         return torch.ops.lstmvid.closed_loop(*frames, tensors["weights"], *tensors["head"], *mixture, *options)
 
     expected = call()
-    assert set(promised) == {True}
-    promised.clear()
+    assert {flags["ALIGNED"] for _, flags in seen} == {True}
+    seen.clear()
     for key, given in tensors.items():
         tensors[key] = [torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape) for tensor in given]
     assert tensors["weights"][0].data_ptr() % 16
     for ours, wanted in zip(call(), expected, strict=True):
         assert torch.equal(ours, wanted)
-    assert set(promised) == {False}
+    assert {flags["ALIGNED"] for _, flags in seen} == {False}
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_only_some_results_are_used(which):
+def test_only_some_results_are_used(way, which):
     """Backward of z, of h_n or of c_n alone: what wasn't used has no gradient to be read."""
-    case = LoopCase(**MIXED)
+    case = LoopCase(**MIXED | {"num_layers": layers_of(way)})
     tensors = case.tensors
     results = []
     for backend in ("triton", "reference"):
@@ -234,41 +224,13 @@ def test_only_some_results_are_used(which):
         outputs = torch.ops.lstmvid.closed_loop(*call, case.steps, True, True, "sigmoid", True, backend)
         results.append(torch.autograd.grad(outputs[which].square().sum(), leaves))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    assert set(way.made) == {way.name}
 
 
-@torch.no_grad()
-def test_offsets_beyond_32_bits():
-    """The last step of a window of more than 2^31 values, in all products; memory that nobody touches is free."""
-    torch.use_deterministic_algorithms(False)  # else all of it would be filled
-    batch, size = 3, 64
-    steps = (1 << 31) // (batch * size) + 2
-    source, target, truth, grad = (torch.empty(steps, batch, size) for _ in range(4))
-    own, frame = torch.empty(steps, batch, dtype=torch.uint8), torch.zeros(batch, size)
-    source[-1], truth[-1], grad[-1], own[-1] = 1.0, 3.0, 5.0, 0
-    own[-1, 1] = 1
-    weight, bias = torch.eye(size), torch.full((size,), 0.5)
-    record = {"source": source, "weight": weight, "bias": bias, "target": target, "frame": frame, "truth": truth}
-    record |= {"own": own.data_ptr(), "z": source, "grad_z": grad}
-    loop = closed_loop_steps.Steps(torch.zeros(1, batch, size), 1, backward=True)
-
-    def last(kernel, **flags) -> torch.Tensor:
-        sizes = (steps - 1, size, size)
-        loop.run((), [{}], [record], lambda table, aligned: loop.product(kernel, table, 0, *sizes, aligned, **flags))
-        return target[-1]
-
-    assert (last(kernels.loop_projection_kernel, HAS_BIAS=True, FROM_FRAME=False) == 1.5).all()
-    assert (last(kernels.loop_head_kernel, LINK="identity", HAS_TRUTH=True, HAS_NEXT=True) == 1.5).all()
-    assert frame[:, 0].tolist() == [3.0, 1.5, 3.0]
-    flags = {"LINK": "rectifier", "HAS_TRUTH": True, "HAS_LATER": True, "HAS_GRAD_Z": True}
-    assert last(kernels.loop_frame_bwd_kernel, **flags)[:, 0].tolist() == [5.0, 6.0, 5.0]
-    assert (last(kernels.loop_back_kernel) == 1.0).all()
-
-
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "rectified"])
-@pytest.mark.parametrize("feedback", [1.0, 0.5])
-def test_a_composite_sees_what_it_says(likelihood, feedback):
+@pytest.mark.parametrize(("likelihood", "feedback"), [("bernoulli", 0.5), ("gaussian", 1.0), ("rectified", 0.5)])
+def test_a_composite_sees_what_it_says(way, likelihood, feedback):
     """Generation, and a training step, on its own frames and with scheduled sampling."""
-    options = {"num_layers": 2, "reconstruct": None, "likelihood": likelihood, "copy_state": ("predict",)}
+    options = {"num_layers": layers_of(way), "reconstruct": None, "likelihood": likelihood, "copy_state": ("predict",)}
     models = [lstmvid.FusedComposite(12, 8, **options, backend=name) for name in ("triton", "reference")]
     models[1].load_state_dict(models[0].state_dict())
     frames, targets, results = torch.rand(2, 3, 12), torch.rand(4, 3, 12), []
@@ -278,16 +240,51 @@ def test_a_composite_sees_what_it_says(likelihood, feedback):
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         results.append([loss, *gradients, model.predict(frames, 5)])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    assert set(way.made) <= {way.name}  # a linear decoder on its own output needs no loop
 
 
-def test_a_record_has_the_places_that_the_kernels_read():
-    for place, name in enumerate(closed_loop_steps.FIELDS):
-        assert getattr(kernels, f"_{name.upper()}").value == place
-    longest = max(len(closed_loop_steps.FIELDS), len(closed_loop_steps.numbers({})))
-    assert longest <= closed_loop_steps._ROW
+@torch.no_grad()
+def test_offsets_beyond_32_bits_in_one_launch():
+    """Frames of more than 2^31 values, of which the first few sequences are run; memory that nobody touches is free."""
+    torch.use_deterministic_algorithms(False)  # else all of it would be filled
+    steps, frame, few = 10, 64, 3
+    assert (steps - 1) * (1 << 22) * frame > 1 << 31
+    truth, own, seeds = torch.randn(steps, few, frame), torch.rand(steps, few) < 0.5, torch.randn(steps, few, frame)
+    weights = [torch.randn(4, frame), torch.randn(4, 1), torch.randn(frame, 1), torch.randn(frame)]
 
+    def run(batch: int) -> list[torch.Tensor]:
+        """z, the gates' gradients and those of z of the first few sequences of so many."""
 
-def test_the_planner_chooses_a_launch_a_step():
-    loop = closed_loop_steps.Steps(torch.zeros(2, 3, 20), 3, backward=False)
-    assert not loop.recurrence.config.loops
-    assert loop._tile(64, 100) in set(configuration.product_tiles(loop.kind))
+        def wide(given: torch.Tensor) -> torch.Tensor:
+            tensor = given.new_empty(steps, batch, *given.shape[2:])
+            tensor[:, :few] = given
+            return tensor
+
+        state = torch.zeros(1, batch, 1)
+        layer = {name: state.clone() for name in ("h_from", "c", "c_start", "grad_h", "grad_c")}
+        layer |= {"output": torch.empty(steps, batch, 1), "cells": torch.empty(steps, batch, 1)}
+        layer |= {"gates": torch.empty(steps, batch, 4), "grad_gates": torch.empty(steps, batch, 4)}
+        layer |= {"weight_hh": weights[1]}
+        z, of_z, mask = torch.empty(steps, batch, frame), torch.empty(steps, batch, frame), wide(own).byte()
+        common = {"own": mask.data_ptr(), "z": z}
+        head = common | {"weight": weights[2], "bias": weights[3], "target": z, "truth": wide(truth)}
+        bottom = {"weight": weights[0], "source": torch.zeros(batch, frame)}
+        above = {"weight": weights[2]}
+        frames = common | {"weight": weights[0], "target": of_z, "grad_z": wide(seeds)}
+        flags = {"DTYPE": kernels.tl.float32, "PRECISION": "ieee", "LAYERS": 1, "LINK": "sigmoid", "ALIGNED": True}
+        flags |= {"HAS_PEEPHOLE": False, "HAS_TRUTH": True, "BLOCK_B": 16, "BLOCK_H": 16, "BLOCK_D": frame}
+        loop = closed_loop_steps.Steps(state, frame, backward=False)
+        sizes = (steps, min(batch, 1 << 22), 1, frame)
+
+        def forward(table, _aligned) -> None:
+            kernels.loop_whole_fwd_kernel[(1,)](table, *sizes, HAS_BIAS=False, SAVE=True, **flags)
+
+        def backward(table, _aligned) -> None:
+            kernels.loop_whole_bwd_kernel[(1,)](table, *sizes, HAS_GRAD_Z=True, **flags)
+
+        loop.run((), [layer], [bottom, head], forward)
+        loop.run((), [layer], [frames, above], backward)
+        return [tensor[:, :few].clone() for tensor in (z, layer["grad_gates"], of_z)]
+
+    for ours, expected in zip(run(1 << 22), run(few), strict=True):
+        assert torch.equal(ours, expected)

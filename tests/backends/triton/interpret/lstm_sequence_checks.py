@@ -12,7 +12,7 @@ import torch
 
 import lstmvid
 from lstmvid.backends import reference, triton
-from lstmvid.backends.triton import configuration, launch, lstm_sequence_fwd, recurrence, tuning
+from lstmvid.backends.triton import configuration, launch, lstm_sequence_fwd, record_kernels, recurrence, tuning
 from lstmvid.backends.triton import lstm_sequence_kernels as kernels
 from lstmvid.backends.triton.configuration import Config
 from lstmvid.backends.windows import Window
@@ -297,8 +297,8 @@ def test_it_compiles_as_a_whole():
 
 def test_a_record_has_the_places_that_the_kernels_read():
     for place, name in enumerate(recurrence.FIELDS):
-        assert getattr(kernels, f"_{name.upper()}").value == place
-    assert kernels._RECORD.value == len(recurrence.FIELDS)
+        assert getattr(record_kernels, name.upper()).value == place
+    assert record_kernels.RECORD.value == len(recurrence.FIELDS)
 
 
 def test_why_it_cannot_run():

@@ -44,7 +44,11 @@ def test_frame_loss():
 
 @pytest.mark.parametrize("part", ["test_agrees", "not test_agrees"])
 def test_closed_loop(part):
-    assert interpret(str(HERE / "closed_loop_checks.py"), "-m", "not slow", "-k", part) >= 13
+    assert interpret(str(HERE / "closed_loop_checks.py"), "-m", "not slow", "-k", part) >= 28
+
+
+def test_closed_loop_by_steps():
+    assert interpret(str(HERE / "closed_loop_graph_checks.py")) >= 12
 
 
 def test_closed_loop_as_every_backend():
@@ -59,4 +63,4 @@ def test_lstm_sequence_in_every_dtype():
 
 @pytest.mark.slow
 def test_closed_loop_in_every_dtype():
-    assert interpret(str(HERE / "closed_loop_checks.py"), "-m", "slow") >= 39
+    assert interpret(str(HERE / "closed_loop_checks.py"), "-m", "slow") >= 84
