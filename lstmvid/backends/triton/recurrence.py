@@ -54,6 +54,11 @@ def _write(table: Tensor, records: Sequence[Record]) -> None:
         lstm_record_kernel[(1,)](table, group, *numbers(record), num_warps=1)
 
 
+def _aborts_the_compiler(kind: str, *, IS_RAGGED: bool, HAS_PEEPHOLE: bool, **_others: bool) -> bool:
+    """Whether all steps backwards in one launch are more than Triton 3.9 can compile for sm_90 and sm_100."""
+    return kind == "ieee" and IS_RAGGED and not HAS_PEEPHOLE
+
+
 class Recurrence:
     """One layer's recurrence in every group, in one direction, over windows of its steps.
 
@@ -67,12 +72,13 @@ class Recurrence:
         self.groups, self.batch, self.hidden = h_0.shape
         self.device, self.backward = h_0.device, backward
         types = operand_flags(h_0.dtype)
+        kind = operands(h_0.dtype, types["PRECISION"])
         self.config = config or tuning.choose(
-            *(self.hidden, self.batch, operands(h_0.dtype, types["PRECISION"]), limits_of(h_0.device)),
+            *(self.hidden, self.batch, kind, limits_of(h_0.device)),
             groups=self.groups,
             backward=backward,
             is_amd=is_amd(),
-            by_steps=by_steps,
+            by_steps=by_steps or (backward and _aborts_the_compiler(kind, **flags)),
         )
         self.flags = types | flags
         self.table = torch.empty(self.groups, len(FIELDS), dtype=torch.int64, device=h_0.device)

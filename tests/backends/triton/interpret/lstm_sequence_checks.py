@@ -317,3 +317,18 @@ def test_the_planner_chooses_for_the_interpreter_too():
     one = recurrence.Recurrence(torch.zeros(1, 3, 300), backward=False)
     assert not one.config.loops
     assert one.pieces(Window(5, 600)) == [Window(5, 261), Window(261, 517), Window(517, 600)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "loops"),
+    [
+        (torch.float32, {"IS_RAGGED": True, "HAS_PEEPHOLE": False}, False),
+        (torch.float32, {"IS_RAGGED": True, "HAS_PEEPHOLE": True}, True),
+        (torch.float32, {"IS_RAGGED": False, "HAS_PEEPHOLE": False}, True),
+        (torch.bfloat16, {"IS_RAGGED": True, "HAS_PEEPHOLE": False}, True),
+    ],
+)
+def test_what_aborts_the_compiler_goes_by_steps(dtype, options, loops, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+    flags = {"HAS_GRAD_OUTPUT": True, "HAS_GRAD_CELLS": False} | options
+    assert recurrence.Recurrence(torch.zeros(1, 3, 20, dtype=dtype), backward=True, **flags).config.loops == loops
