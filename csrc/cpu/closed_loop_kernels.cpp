@@ -17,8 +17,6 @@ namespace lstmvid {
 namespace LSTMVID_ISA {
 namespace {
 
-constexpr int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
-
 template <class Parameters>
 int64_t flops_a_step(const Parameters& p) {
   const int64_t batch = p.layers->batch, hidden = p.layers->hidden;

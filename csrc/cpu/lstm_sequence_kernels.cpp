@@ -7,7 +7,7 @@
 // publishes h_t (or dz_t) through a workspace of two slots. Floor: 4 H^2 elements of weights a step from where they
 // lie (nothing if in cache), and the FLOP above; small batches are bound by the first, large ones by the second.
 //
-// Dense products over all steps (W_ih x, weight gradients) are a library's work, before and after.
+// Dense products over all steps (W_ih x, weight gradients) come before and after: matrix_product_kernels.cpp.
 #include "instruction_set.h"
 #include "lstm_backward.h"
 #include "lstm_forward.h"

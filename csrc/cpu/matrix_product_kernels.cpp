@@ -11,8 +11,6 @@
 // kPackedBytes of right from where it lies, and sums in full precision twice for every kDepthBytes of k.
 #include "lstmvid/matrix_product.h"
 
-#include <utility>
-
 #include "instruction_set.h"
 #include "recurrence.h"
 
@@ -63,7 +61,7 @@ struct Dense {
   using Vector = Vec<Scalar>;
   using Packed = Operand<Stored>;
   static constexpr int kV = kLanes<Scalar>;
-  static constexpr int64_t kColumns = 4 * kV;
+  static constexpr int64_t kColumns = kAccWidth<Scalar>;
   static constexpr int64_t kDepth = kDepthBytes / sizeof(Packed);
 
   const MatrixProduct p;
@@ -74,19 +72,19 @@ struct Dense {
   const bool copies = !std::is_same_v<Stored, Packed> || Product<Stored>::kRowsBeyond > 0 ||
                       packs_of<Product<Stored>>(p.depth) * Product<Stored>::kPack != p.depth
                       || p.left.column_stride != 1 || collides();
-  const int64_t stride = copies ? padded<Operand<Stored>>(p.depth) : p.left.row_stride;
-  const int64_t copied = copies ? ceil_div((p.rows + Product<Stored>::kRowsBeyond) * stride, 64) * 64 : 0;
+  const int64_t stride = copies ? padded<Packed>(p.depth) : p.left.row_stride;
+  const int64_t copied_bytes = copies ? aligned((p.rows + Product<Stored>::kRowsBeyond) * stride * sizeof(Packed)) : 0;
   Packed* const memory = static_cast<Packed*>(p.workspace);
   const Packed* const left = copies ? memory : static_cast<const Packed*>(p.left.data);
 
   // Whether rows lie so that they'd share few sets of the first-level cache, and columns are enough to pay for a copy.
   bool collides() const { return p.left.row_stride * sizeof(Stored) % 2048 == 0 && p.columns >= 512; }
   // Each thread's: packed panels, and the sums of its rows if they take more than one depth.
-  const int64_t packed_bytes = ceil_div(chunk * panel * sizeof(Packed), 64) * 64;
+  const int64_t packed_bytes = aligned(chunk * panel * sizeof(Packed));
   const int64_t sum_rows = p.depth > depth ? p.rows + Product<Stored>::kRowsBeyond : 0;
   const int64_t own_bytes = packed_bytes + chunk * sum_rows * kColumns * sizeof(Scalar);
 
-  int64_t bytes() const { return copied * sizeof(Packed) + p.threads * own_bytes; }
+  int64_t bytes() const { return copied_bytes + p.threads * own_bytes; }
 
   // Rows [first, first + kV) of left along k.
   void copy_rows(int64_t first) const {
@@ -142,7 +140,7 @@ struct Dense {
   }
 
   void multiply(const Part& part, int64_t first, int64_t end, int64_t k, char* own) const {
-    alignas(64) Scalar few[kPanelRows * kAccWidth<Scalar>];
+    alignas(64) Scalar few[kPanelRows * kColumns];
     Packed* const packed = reinterpret_cast<Packed*>(own);
     const int64_t count = p.depth - k < depth ? p.depth - k : depth;
     for (int64_t block = first; block < end; ++block) pack(block, k, count, packed + (block - first) * panel);
@@ -151,8 +149,8 @@ struct Dense {
       for (int64_t block = first; block < end; ++block) {
         const int64_t at = (block - first) * sum_rows + row - part.first_row;
         Scalar* const sums = sum_rows > 0 ? reinterpret_cast<Scalar*>(own + packed_bytes) + at * kColumns : few;
-        multiply_near<Product<Stored>>(left + row * stride + k, stride, rows, packed + (block - first) * panel, count,
-                                       sums, k > 0);
+        multiply_panel<Product<Stored>, Packed, Scalar>(left + row * stride + k, stride, rows,
+                                                        packed + (block - first) * panel, count, sums, k > 0, nullptr);
         if (k + count == p.depth) put(row, rows, block * kColumns, sums);
       }
     }
@@ -164,7 +162,7 @@ struct Dense {
       team.barrier();
     }
     const Part part = part_of(panels, p.rows, rank, team.size());
-    char* const own = static_cast<char*>(p.workspace) + copied * sizeof(Packed) + rank * own_bytes;
+    char* const own = static_cast<char*>(p.workspace) + copied_bytes + rank * own_bytes;
     for (int64_t first = part.first_panel; first < part.end_panel; first += chunk) {
       const int64_t end = part.end_panel - first < chunk ? part.end_panel : first + chunk;
       for (int64_t k = 0; k < p.depth; k += depth) multiply(part, first, end, k, own);

@@ -69,22 +69,24 @@ inline void multiply_rows(int rows, const Operand* a, int64_t lda, const Operand
 }
 
 // a: [rows, K] with row stride lda, zero up to packs_of(K), and kRowsBeyond more rows; panel: [K, 4V]; acc: [rows, 4V],
-// of kPanelRows rows. `add`: to what acc holds already. `after`: the panel that is read after this one.
+// of kPanelRows rows. `add`: to what acc holds already. `after`: the panel that is read after this one; null where the
+// second-level cache holds panels: there is nothing to fetch, and sums stay in registers for the whole depth.
 template <class Product, class Operand, class Scalar>
 inline void multiply_panel(const Operand* a, int64_t lda, int64_t rows, const Operand* panel, int64_t depth,
                            Scalar* acc, bool add, const Operand* after) {
   const int64_t packs = packs_of<Product>(depth);
 #if defined(__AMX_BF16__)
   if constexpr (std::is_same_v<Operand, bfloat16>)
-    return multiply_by_tiles(a, lda, rows, panel, packs, acc, add, kDepth, after);
+    return multiply_by_tiles(a, lda, rows, panel, packs, acc, add, after);
 #endif
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   // A single tile reads without rest. Two lines a pack, as a tile fetches, are enough for any number of them.
-  const int64_t fetchers = tiles == 1 ? 0 : (tiles < kFetchers ? tiles : kFetchers);
+  const int64_t fetchers = tiles == 1 || after == nullptr ? 0 : (tiles < kFetchers ? tiles : kFetchers);
   const int64_t bytes = fetchers == 0 ? 0 : kPackWidth<Product> * sizeof(Operand) / fetchers;
-  for (int64_t k = 0; k < packs; k += kDepth) {
-    const int64_t part = packs - k < kDepth ? packs - k : kDepth;
-    const Operand* next = k + kDepth < packs ? panel + (k + kDepth) * kPackWidth<Product> : after;
+  const int64_t at_once = after == nullptr ? packs : kDepth;
+  for (int64_t k = 0; k < packs; k += at_once) {
+    const int64_t part = packs - k < at_once ? packs - k : at_once;
+    const Operand* next = k + at_once < packs ? panel + (k + at_once) * kPackWidth<Product> : after;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       // Tiles of nearly equal height: a last tile of one row would leave the multipliers idle.
       const int64_t row = rows * tile / tiles, end = rows * (tile + 1) / tiles;
@@ -93,23 +95,6 @@ inline void multiply_panel(const Operand* a, int64_t lda, int64_t rows, const Op
                              panel + k * kPackWidth<Product>, part, acc + row * kAccWidth<Scalar>, k == 0 && !add,
                              fetch);
     }
-  }
-}
-
-// The same of a panel that the second-level cache holds: there is nothing to fetch, and sums stay in registers.
-template <class Product, class Operand, class Scalar>
-inline void multiply_near(const Operand* a, int64_t lda, int64_t rows, const Operand* panel, int64_t depth, Scalar* acc,
-                          bool add) {
-  const int64_t packs = packs_of<Product>(depth);
-#if defined(__AMX_BF16__)
-  if constexpr (std::is_same_v<Operand, bfloat16>)
-    return multiply_by_tiles(a, lda, rows, panel, packs, acc, add, kDepth, nullptr);
-#endif
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t row = rows * tile / tiles, end = rows * (tile + 1) / tiles;
-    multiply_rows<Product>(static_cast<int>(end - row), a + row * lda, lda, panel, packs, acc + row * kAccWidth<Scalar>,
-                           !add, {nullptr, 0});
   }
 }
 

@@ -118,18 +118,18 @@ inline void multiply_pair(const bfloat16* a, int64_t lda, const bfloat16* panel,
   if (kTwo) _tile_stored(3, lower_acc + 16, kBytes);
 }
 
-// `depth`: packs at a time, for which sums stay in registers; null `after`: nothing to fetch.
+// Null `after`: there is nothing to fetch.
 inline void multiply_by_tiles(const bfloat16* a, int64_t lda, int64_t rows, const bfloat16* panel, int64_t packs,
-                              float* acc, bool add, int64_t depth, const bfloat16* after) {
+                              float* acc, bool add, const bfloat16* after) {
   const int64_t row_tiles = (rows + kTileHeight - 1) / kTileHeight;
   set_up_tiles(static_cast<int>((rows + row_tiles - 1) / row_tiles));
   asm volatile("" : : : "memory");  // what tiles load was stored before
   if (row_tiles == 1) return multiply_single(a, 2 * lda, panel, packs / kTilePacks, acc, add);
   const int64_t height = 2 * tile_height(), pairs = (row_tiles + 1) / 2;
   const int64_t bytes = after == nullptr ? 0 : kTilePacks * 4 * 64 / (2 * pairs);  // of the next block, at each step
-  for (int64_t k = 0; k < packs; k += depth) {
-    const int64_t part = (packs - k < depth ? packs - k : depth) / kTilePacks;
-    const char* next = reinterpret_cast<const char*>(k + depth < packs ? panel + (k + depth) * 128 : after);
+  for (int64_t k = 0; k < packs; k += kDepth) {
+    const int64_t part = (packs - k < kDepth ? packs - k : kDepth) / kTilePacks;
+    const char* next = reinterpret_cast<const char*>(k + kDepth < packs ? panel + (k + kDepth) * 128 : after);
     for (int64_t half = 0; half < 2; ++half) {
       for (int64_t pair = 0; pair < pairs; ++pair, next += part * bytes) {
         const bfloat16* const from = a + pair * height * lda + 2 * k;

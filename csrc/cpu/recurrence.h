@@ -16,6 +16,7 @@ template <class Stored>
 using Operand = typename Product<Stored>::Operand;  // of the recurrent product
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t aligned(int64_t bytes) { return ceil_div(bytes, kCacheLine) * kCacheLine; }
 inline int64_t first_of(int64_t items, int rank, int size) { return items * rank / size; }
 
 // Rows of the exchanged workspace are padded to a whole cache line and one more, so that a power of two does not put

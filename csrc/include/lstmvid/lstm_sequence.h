@@ -17,8 +17,8 @@ struct LstmSequenceFwd {
   int threads;
   bool packed;             // the workspace is that of a call with the same weight_hh, sizes and dtype
   bool blind;              // the step that runs first sees nothing: the projection has T-1 steps, without that one
-  const void* projection;  // [T, B, 4H] operand: W_ih x_t + b, or null without input
-  const void* bias;        // [4H]       operand, or null
+  const void* projection;  // [T, B, 4H] operand: W_ih x_t, or null without input
+  const void* bias;        // [4H]       operand: added in every step, or null
   const void* weight_hh;   // [4H, H]    operand, or null: the projection holds the (only) step's product already
   const void* peephole;    // [3H]       operand, order i f o, or null
   const void* h_0;         // [B, H]     operand

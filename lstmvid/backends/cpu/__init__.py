@@ -1,4 +1,4 @@
-"""C++ kernels for CPUs: the recurrence with packed weights and fused gates; dense products by the library."""
+"""C++ kernels for CPUs: the recurrence with packed weights and fused gates, and the dense products around it."""
 
 from .lstm_sequence import backward, forward, unavailable
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ... import _native
 from ..frames import Frames, stretch
 from ..layers import Weights, layer_weights
-from ..weight_gradients import gradients_of_nothing
+from ..weight_gradients import Totals, gradients_of_nothing
 from ..windows import Window, even_windows, origins, windows
 from .products import input_gradient, linear, over_steps, product
 
@@ -237,17 +237,17 @@ def _gates_again(layer: _Saved, before: Tensor, c: Tensor, time: slice) -> tuple
 
 
 def _add_weight_gradients(
-    sums: list[Tensor],
+    totals: Totals,
+    place: int,
     layer: _Saved,
     time: slice,
     grad_gates: Tensor,
     before: Tensor,
     of_peephole: Tensor | None,
-    dtype: torch.dtype,
 ) -> None:
-    """A window's gradients of the weights that the layer has, in the operator's order, to those of the windows before.
+    """A window's gradients of the weights that the layer has, to those of the windows before.
 
-    `before` [n, B, H]: the hidden states that its steps started from; `dtype`: of the sums.
+    `before` [n, B, H]: the hidden states that its steps started from.
     """
     factors = [(grad_gates, before)]
     if layer.x is not None:
@@ -255,36 +255,36 @@ def _add_weight_gradients(
         factors.insert(0, (grad_gates[rows], frames))
     vectors = [] if layer.weights.bias is None else [grad_gates.sum((0, 1))]
     vectors += [] if of_peephole is None else [of_peephole]
-    if sums:
-        for total, (left, right) in zip(sums, factors, strict=False):
-            over_steps(left, right, total)
-        for total, vector in zip(sums[len(factors) :], vectors, strict=True):
-            total += vector
-    else:
-        sums += [gradient.to(dtype) for gradient in [over_steps(*each) for each in factors] + vectors]
+    sums = totals.sums[place]
+    if not sums:
+        totals.add(place, [over_steps(left, right) for left, right in factors] + vectors)
+        return
+    for total, (left, right) in zip(sums, factors, strict=False):
+        over_steps(left, right, total)
+    for total, vector in zip(sums[len(factors) :], vectors, strict=True):
+        total += vector
 
 
-def _backward(layer: _Saved, parts: list[Window], sums: list[Tensor] | None) -> Iterator[tuple[slice, Tensor]]:
-    """Of each window, last one first: its time, and the gradients of its gates [n, B, 4H].
+def _backward(layer: _Saved, parts: list[Window], totals: Totals | None, place: int) -> Iterator[Tensor]:
+    """The gradients of the gates [n, B, 4H] of each window, last one first.
 
-    Those of the weights are added to `sums`, if there is a list.
+    Those of the weights are added to `totals`, if they are needed.
     """
     steps, batch, size = layer.output.shape
     grad_h, grad_c = layer.grad_h_n, layer.grad_c_n
     workspace = _native.Workspace()
-    dtype = layer.cells.dtype if len(parts) > 1 else layer.output.dtype
     for index, part in reversed(list(enumerate(parts))):
         time = part.times(steps, layer.reverse)
         c, peephole = layer.cells_before(index, time), layer.weights.peephole
         before = None
-        if sums is not None or layer.gates is None:
+        if totals is not None or layer.gates is None:
             before = origins(layer.h_0, layer.lengths, part, steps, layer.reverse).states(layer.output)
         if layer.gates is None:
             gates, cells = _gates_again(layer, before, c, time)
         else:
             gates, cells = stretch(layer.gates, time), stretch(layer.cells, time)
         grad_gates = _native.empty(gates.shape, gates.dtype)
-        grad_peephole = torch.empty_like(peephole) if peephole is not None and sums is not None else None
+        grad_peephole = torch.empty_like(peephole) if peephole is not None and totals is not None else None
         _native.lstm_sequence_cpu(
             "bwd",
             workspace,
@@ -309,9 +309,9 @@ def _backward(layer: _Saved, parts: list[Window], sums: list[Tensor] | None) -> 
             grad_peephole=grad_peephole,
         )
         grad_h, grad_c = layer.grad_h_0, layer.grad_c_0  # in place from one window to the next
-        if sums is not None:
-            _add_weight_gradients(sums, layer, time, grad_gates, before, grad_peephole, dtype)
-        yield time, grad_gates
+        if totals is not None:
+            _add_weight_gradients(totals, place, layer, time, grad_gates, before, grad_peephole)
+        yield grad_gates
 
 
 def backward(
@@ -348,7 +348,7 @@ def backward(
         return gradients_of_nothing(h_0, c_0, inputs, weights, grad_h_n, grad_c_n, need_inputs, need_weights)
     parts = windows(steps, chunk) if recompute else _windows(h_0, steps)
     layers = layer_weights(weights, bool(inputs), num_layers, bias, peephole)
-    grad_weights: list[list[Tensor]] = [[] for _ in layers]
+    totals = Totals(len(layers), len(parts) > 1, c_0.dtype) if need_weights else None
     grad_h_0, grad_c_0 = torch.empty_like(h_0), torch.empty_like(c_0)
     grad_inputs: list[Tensor] = []
     for group in range(groups):
@@ -377,7 +377,7 @@ def backward(
                 grad_c_0=grad_c_0[at],
             )
             below: list[Tensor] = []
-            for _time, grad_gates in _backward(layer, parts, grad_weights[place] if need_weights else None):
+            for grad_gates in _backward(layer, parts, totals, place):
                 if index or need_inputs:
                     below.append(input_gradient(grad_gates, layers[place].weight_ih))
             if below:
@@ -387,4 +387,4 @@ def backward(
             grad_inputs.append(_frames(inputs, group, h_0.dtype, steps, reverse).gradient(grad_y).contiguous())
     if need_inputs and len(inputs) < groups:
         grad_inputs = [torch.stack(grad_inputs).sum(0)]
-    return grad_inputs, grad_h_0, grad_c_0, [grad.to(h_0.dtype) for grads in grad_weights for grad in grads]
+    return grad_inputs, grad_h_0, grad_c_0, [] if totals is None else totals.flat(h_0.dtype)
